@@ -1,0 +1,220 @@
+"""The two functions registered with transformers: which keys are there, and the attention over them.
+
+The mask function returns the logical position of every live key, (B, 1, 1, live) int64 with -1 for padding: linear in
+the length, the same for all layers, and enough to build any pattern inside the attention function. Its length says how
+many slots of the key buffer are live, so static caches need no offset.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.plan import LayerPlan, ModelShape, resolve
+
+#: Must contain none of the names that transformers treats specially (flash, sdpa, flex_attention).
+NAME = "longctx"
+#: The layout of `config.longctx` that this version reads and writes.
+PLAN_VERSION = 1
+#: Terms that some models add to the scores; dropping them silently would yield garbage.
+_UNSUPPORTED = ("s_aux", "softcap", "position_bias", "head_mask")
+
+
+def register() -> None:
+    """Register both functions with transformers, the only globals that importing this package changes."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, longctx_attention)
+    AttentionMaskInterface.register(NAME, longctx_mask)
+
+
+def longctx_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: Any = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Logical positions of the live keys, as transformers' mask function of this attention.
+
+    Args:
+        batch_size: B.
+        q_length: new tokens in this forward.
+        kv_length: slots in the key buffer (more than are live, under a static cache).
+        q_offset: slot of the first new token, evicted ones included.
+        kv_offset: slot of the first key in the buffer.
+        attention_mask: (B, slots) bool, False for padding, or None.
+        use_vmap: True where a model joins functions of its own to the causal mask.
+        device: of the result.
+        **kwargs: the rest of transformers' contract.
+
+    Returns:
+        (B or 1, 1, 1, live) int64: index among the real tokens of the row, -1 for padding.
+
+    Raises:
+        ValueError: a model that is not causal, or that adds a mask of its own.
+    """
+    if use_vmap or "allow_is_bidirectional_skip" in kwargs:
+        raise ValueError(
+            "this model adds a mask function of its own (bidirectional, or joined to the causal one), which attention "
+            "patterns cannot express: unpatch its attention"
+        )
+    start, stop = int(kv_offset), int(q_offset) + q_length
+    if attention_mask is None:
+        return torch.arange(start, stop, device=device)[None, None, None, :]
+    valid = attention_mask[:, :stop].to(device=device, dtype=torch.bool)
+    if valid.shape[1] < stop:
+        valid = torch.nn.functional.pad(valid, (0, stop - valid.shape[1]))
+    positions = torch.where(valid, valid.cumsum(-1) - 1, -1)
+    return positions[:, None, None, start:]
+
+
+def longctx_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    position_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer under the plan in its config, as transformers' attention function.
+
+    Args:
+        module: the attention module; its `layer_idx` and `config.longctx` say which pattern.
+        query: (B, Hq, Lq, D), rotated.
+        key: (B, Hkv, >= live, D), rotated, from the cache, not repeated.
+        value: as `key`.
+        attention_mask: what `longctx_mask` returned.
+        scaling: of the scores; 1/sqrt(D) if None.
+        dropout: must be 0.
+        sliding_window: the layer's own window, from models that have one.
+        position_ids: (B or 1, Lq); where they restart without a cache, documents are packed.
+        **kwargs: the rest of transformers' contract.
+
+    Returns:
+        (B, Lq, Hq, D) in the query's dtype, and None for the weights.
+
+    Raises:
+        ValueError: anything that would otherwise be ignored: dropout, a 4-D mask of the user's own, score terms.
+    """
+    from hf_longctx.attention import attend
+
+    _refuse(module, attention_mask, dropout, kwargs)
+    stored = stored_plan(module.config)
+    index = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = layer_plan(stored["attention"], stored["own_windows"], index, shape_key(module.config, sliding_window))
+    positions = attention_mask[:, 0, 0, :]  # type: ignore[index]
+    live = positions.shape[-1]
+    if key.shape[2] < live:
+        raise ValueError(
+            f"layer {index} holds {key.shape[2]} keys, but its mask has {live}: the cache's layers differ in length; "
+            "use transformers' DynamicCache or StaticCache for this model"
+        )
+    if layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
+        raise ValueError(
+            f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load the "
+            "checkpoint with hf_longctx.from_pretrained, which sees to the cache"
+        )
+    out = attend(
+        query,
+        key[:, :, :live],
+        value[:, :, :live],
+        layer.pattern,
+        scale=scaling,
+        backend=stored["backend"],
+        layer=index,
+        **_documents(positions, position_ids, query.shape[2]),
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def stored_plan(config: Any) -> dict[str, Any]:
+    """The plan in `config.longctx`, checked.
+
+    Raises:
+        ValueError: none there, or one of another version.
+    """
+    stored = getattr(config, "longctx", None)
+    if not stored:
+        raise ValueError(
+            f"attention implementation {NAME!r} is set, but config.longctx holds no plan: "
+            "use hf_longctx.patch(model, attention=...) instead of setting it by hand"
+        )
+    version = stored.get("version")
+    if version != PLAN_VERSION:
+        raise ValueError(
+            f"config.longctx has version {version!r}, and this hf_longctx reads version {PLAN_VERSION}: "
+            "install the version that saved the checkpoint, or remove `longctx` from its config.json and patch again"
+        )
+    return stored
+
+
+def shape_key(config: Any, window: int | None) -> tuple[int, tuple[str, ...], int, int | None]:
+    """What `layer_plan` needs of a config, hashable: layers, their types, key-value heads, the layer's own window."""
+    kinds = tuple(getattr(config, "layer_types", None) or ())
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(config.num_hidden_layers), kinds, int(heads), window
+
+
+@lru_cache(maxsize=4096)
+def layer_plan(
+    attention: str | None, own_windows: str, index: int, key: tuple[int, tuple[str, ...], int, int | None]
+) -> LayerPlan:
+    """The plan of one layer from the text in a config; parsed once."""
+    layers, kinds, kv_heads, window = key
+    shape = ModelShape(kinds or ("full_attention",) * layers, (window,) * layers, kv_heads)
+    pattern: Pattern | Layers | None = parse(attention) if attention else None
+    return resolve(pattern, shape, own_windows)[index]
+
+
+def _documents(positions: Tensor, position_ids: Tensor | None, queries: int) -> dict[str, Tensor | None]:
+    """The arguments that tell `attend` about padding and packing.
+
+    Documents are told apart where position ids restart among the real tokens, which they only can without a cache. A
+    jump forward is no restart: position skipping trains on those.
+    """
+    if position_ids is not None and position_ids.ndim == 2 and positions.shape[-1] == queries > 1:
+        valid = positions >= 0
+        rows = max(valid.shape[0], position_ids.shape[0])
+        valid, ids = valid.expand(rows, -1), position_ids.to(positions.device).expand(rows, -1)
+        slots = torch.arange(queries, device=positions.device)
+        last = torch.where(valid, slots, -1).cummax(-1).values
+        before = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)
+        restart = valid & (before >= 0) & (ids <= ids.gather(1, before.clamp(min=0)))
+        if bool(restart.any()):
+            return {"valid": valid, "segments": restart.cumsum(-1)}
+    return {"positions": positions}
+
+
+def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
+    name = type(module).__name__
+    if dropout:
+        raise ValueError(
+            f"{name}: attention dropout is {dropout}, which patched attention does not apply: "
+            "load the model with attention_dropout=0.0"
+        )
+    for term in _UNSUPPORTED:
+        if kwargs.get(term) is not None:
+            raise ValueError(f"{name} passes {term!r} to its attention, which patched attention does not apply: unpatch it")
+    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise ValueError(f"{name} is not causal: attention patterns are for causal language models only")
+    if mask is None or mask.dtype != torch.int64 or mask.ndim != 4 or mask.shape[2] != 1:
+        what = "no mask" if mask is None else f"a {mask.dtype} mask of shape {tuple(mask.shape)}"
+        raise ValueError(
+            f"{name} was given {what}: patched attention builds its own, so pass a 2-D attention_mask (1 for real tokens) "
+            "or none, not a 4-D one"
+        )

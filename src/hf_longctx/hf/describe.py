@@ -1,0 +1,176 @@
+"""`describe`: what every layer of a model sees, how it is computed, and what its cache costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hf_longctx.hf import rotary
+from hf_longctx.hf.attention import NAME, stored_plan
+from hf_longctx.hf.patching import attention_modules, plan_layers
+from hf_longctx.patterns import parse, reach_through
+
+
+@dataclass(frozen=True)
+class LayerDescription:
+    """One layer.
+
+    Attributes:
+        index: the layer.
+        kind: its layer type in the config.
+        mixer: `attention`.
+        pattern: what is computed, in text form.
+        given: the pattern that the plan gives it, None where the layer is stock.
+        own_window: the window that it has of its own, in keys.
+        backend: how it is computed (at the model's full length), or transformers' implementation where stock.
+        reach: the largest distance in tokens that information travels in this layer; None where unbounded.
+        kv_bytes: bytes of keys and values that one token adds to its cache.
+    """
+
+    index: int
+    kind: str
+    mixer: str
+    pattern: str
+    given: str | None
+    own_window: int | None
+    backend: str
+    reach: int | None
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as `describe` sees it; `str` gives a table, `to_dict` plain data.
+
+    Attributes:
+        model: the model's class.
+        patched: whether it carries a plan.
+        rope: the scaling in force, in text form, or `none`.
+        trained: length in tokens that RoPE counts from, None without RoPE.
+        max_positions: the window that the config claims.
+        implementation: transformers' name of the attention function.
+        reach: the largest distance that information travels through all layers; None where unbounded.
+        kv_bytes: bytes of keys and values that one token adds to the cache, all layers together.
+        layers: one entry a layer.
+    """
+
+    model: str
+    patched: bool
+    rope: str
+    trained: int | None
+    max_positions: int | None
+    implementation: str
+    reach: int | None
+    kv_bytes: int
+    layers: tuple[LayerDescription, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        header = ("layer", "type", "pattern", "own window", "backend", "reach", "KV bytes/token")
+        rows = [header]
+        for first, last in self._runs():
+            label = str(first.index) if first is last else f"{first.index}-{last.index}"
+            reach = "unbounded" if first.reach is None else f"{first.reach:,}"
+            own = "-" if first.own_window is None else f"{first.own_window:,}"
+            rows.append((label, first.kind, first.pattern, own, first.backend, reach, f"{first.kv_bytes:,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        total = "unbounded" if self.reach is None else f"{self.reach:,} tokens"
+        claim = "" if self.max_positions is None else f", {self.max_positions:,} positions claimed"
+        trained = "" if self.trained is None else f", {self.trained:,} trained"
+        state = "patched" if self.patched else "stock"
+        return "\n".join(
+            [
+                f"{self.model} ({state}): rope {self.rope}{trained}{claim}",
+                *lines,
+                f"reach through {len(self.layers)} layers: {total}; cache: {self.kv_bytes:,} bytes a token",
+            ]
+        )
+
+    __repr__ = __str__
+
+    def _runs(self) -> list[tuple[LayerDescription, LayerDescription]]:
+        """Runs of equal layers, as (first, last)."""
+        runs: list[tuple[LayerDescription, LayerDescription]] = []
+        for layer in self.layers:
+            if runs and asdict(runs[-1][0]) | {"index": 0} == asdict(layer) | {"index": 0}:
+                runs[-1] = (runs[-1][0], layer)
+            else:
+                runs.append((layer, layer))
+        return runs
+
+
+def describe(model: Any) -> Description:
+    """Say what each layer of a model attends to, patched or not.
+
+    Args:
+        model: a transformers causal language model; a PEFT model is looked through.
+    """
+    from hf_longctx.attention import choose
+
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    config = model.config
+    stored = stored_plan(config) if getattr(config, "longctx", None) else None
+    attention = parse(stored["attention"]) if stored and stored["attention"] else None
+    plans = plan_layers(model, attention, stored["own_windows"] if stored else "intersect")
+    modules = attention_modules(model)
+    implementation = config._attn_implementation
+    try:
+        rope = rotary.geometry(config)
+    except ValueError:
+        rope = None
+    scaling = (stored or {}).get("rope") or (str(rope.current) if rope and rope.current else "none")
+    layers = []
+    for plan in plans:
+        backend = implementation
+        if implementation == NAME and stored:
+            backend = stored["backend"]
+            if backend == "auto":
+                backend, _ = choose(plan.pattern, n=config.max_position_embeddings, device=model.device, dtype=model.dtype)
+        layers.append(
+            LayerDescription(
+                index=plan.index,
+                kind=plan.kind,
+                mixer="attention",
+                pattern=str(plan.pattern),
+                given=None if plan.given is None else str(plan.given),
+                own_window=plan.own,
+                backend=backend,
+                reach=_finite(plan.pattern.reach(1)),
+                kv_bytes=_kv_bytes(modules.get(plan.index), model),
+            )
+        )
+    return Description(
+        model=type(model).__name__,
+        patched=stored is not None,
+        rope=scaling,
+        trained=_trained(config, rope, stored),
+        max_positions=getattr(config, "max_position_embeddings", None),
+        implementation=implementation,
+        reach=_finite(reach_through([p.pattern for p in reversed(plans)])),
+        kv_bytes=sum(layer.kv_bytes for layer in layers),
+        layers=tuple(layers),
+    )
+
+
+def _trained(config: Any, rope: rotary.RopeGeometry | None, stored: dict[str, Any] | None) -> int | None:
+    if stored and stored["original"]:
+        return rotary.original_geometry(config).trained
+    return rope.trained if rope else None
+
+
+def _finite(reach: float) -> int | None:
+    return None if math.isinf(reach) else int(reach)
+
+
+def _kv_bytes(module: Any, model: Any) -> int:
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
+    size = size or config.hidden_size // config.num_attention_heads
+    return 2 * heads * int(size) * model.dtype.itemsize

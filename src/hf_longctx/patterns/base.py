@@ -1,0 +1,210 @@
+"""What a pattern is: a rule saying which earlier tokens each token may see.
+
+A pattern is a frozen dataclass with one required method, `allows`. Everything else has a correct default that a
+pattern may replace by something faster or sharper. Subclasses register themselves by name, so a new pattern is one
+new file in this folder and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_longctx.patterns.rows import Rows
+
+if TYPE_CHECKING:
+    from hf_longctx.patterns.geometry import Piece
+
+#: Every registered pattern class by its text name. Looped over by the command line, the gallery and the tests.
+REGISTRY: dict[str, type[Pattern]] = {}
+
+#: Rows handled at once when counting, so that memory stays flat in the length.
+_ROWS_AT_ONCE = 1 << 16
+#: Past this common period the exact search for the reach gives way to the sum of the layers' own bounds.
+_LONGEST_PERIOD = 1 << 22
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A rule for visible keys. Subclass it as a frozen dataclass and define `allows`.
+
+    Positions are logical: a token's index among the real tokens of its own document, so that padding and packing
+    never shift a pattern. Causality (k <= q) is implied everywhere and is not the pattern's business.
+
+    >>> class Even(Pattern, name=None):
+    ...     def allows(self, q, k, *, layer=0, head=0):
+    ...         return k % 2 == 0
+    >>> Even().count(5), Even().reach(1)
+    (9, inf)
+    """
+
+    name: ClassVar[str | None] = None
+    #: True where `allows` depends on the (key-value) head.
+    by_head: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, name: str | None = "", **kwargs: Any) -> None:
+        """Register the class under `name` (its own name in snake case if left out; not at all if None)."""
+        super().__init_subclass__(**kwargs)
+        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower() if name == "" else name
+        if cls.name is None:
+            return
+        known = REGISTRY.get(cls.name)
+        # The same class defined again (a notebook cell run twice) replaces itself; anything else is a clash.
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"pattern name {cls.name!r} is taken by {known.__module__}.{known.__qualname__}: "
+                f"give {cls.__qualname__} another one with `class {cls.__name__}(Pattern, name=...)`"
+            )
+        REGISTRY[cls.name] = cls
+
+    # ------------------------------------------------------------------ the rule
+
+    def allows(self, q: Tensor, k: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
+        """Whether query `q` may see key `k`; integer tensors that broadcast in, a bool tensor out.
+
+        Args:
+            q: logical positions of queries, any integer dtype.
+            k: logical positions of keys.
+            layer: index of the layer.
+            head: index of the key-value head (all query heads of a group share its pattern).
+        """
+        raise TypeError(f"{type(self).__name__} must define `allows(self, q, k, *, layer=0, head=0)`")
+
+    # ------------------------------------------------------------------ what follows from it
+
+    def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows | None:
+        """The visible keys of rows `q` (R,) as spans and steps, or None where they have no such form."""
+        return None
+
+    def pieces(self) -> tuple[Piece, ...] | None:
+        """The disjoint dense problems this pattern lowers to, or None where it has no fast path."""
+        return None
+
+    def earliest(self, q: Tensor) -> Tensor | None:
+        """The lowest key that rows `q` may see far from the start, sinks left out; None where unbounded.
+
+        Must never fall as `q` grows, and must repeat with `period`; `reach` follows it from layer to layer.
+        """
+        return None
+
+    @property
+    def period(self) -> int:
+        """The shift in positions after which the pattern repeats itself."""
+        return 1
+
+    def count(self, n: int, *, layer: int = 0, head: int = 0) -> int:
+        """Visible pairs among `n` tokens, exact, in memory that does not grow with n x n.
+
+        >>> from hf_longctx.patterns import SlidingWindow, Full
+        >>> SlidingWindow(3).count(10), Full().count(10)
+        (27, 55)
+        """
+        total = 0
+        if self.rows(torch.arange(0, 1), layer=layer, head=head) is not None:
+            for q in _chunks(n, _ROWS_AT_ONCE):
+                rows = self.rows(q, layer=layer, head=head)
+                total += rows.count() if rows is not None else 0
+            return total
+        for q in _chunks(n, 1024):
+            for k in _chunks(int(q[-1]) + 1, 1 << 14):
+                seen = self.allows(q[:, None], k[None, :], layer=layer, head=head) & (k[None, :] <= q[:, None])
+                total += int(seen.sum())
+        return total
+
+    def reach(self, layers: int = 1) -> float:
+        """The largest distance that information travels through `layers` layers, in tokens.
+
+        Infinite where unbounded. Sinks are left out: what they carry does not depend on distance.
+
+        >>> from hf_longctx.patterns import SlidingWindow, Global
+        >>> (SlidingWindow(1024) | Global(4)).reach(30)
+        30690
+        """
+        return reach_through([self] * layers)
+
+    def keeps(self, position: Any, now: Any) -> Any:
+        """Whether a cached key at `position` may still be seen by a query at `now` or later (ints or tensors)."""
+        return position >= 0
+
+    def within(self, window: int) -> Pattern:
+        """This pattern seen through a sliding window of `window` keys."""
+        from hf_longctx.patterns.combine import Windowed
+
+        return Windowed(self, window)
+
+    def grid(self, n: int = 24, *, layer: int = 0, head: int = 0) -> str:
+        """The pattern drawn for `n` tokens: a row per query, `#` where a key is seen.
+
+        >>> from hf_longctx.patterns import SlidingWindow
+        >>> print(SlidingWindow(2).grid(3))
+        # . .
+        # # .
+        . # #
+        """
+        i = torch.arange(n)
+        seen = self.allows(i[:, None], i[None, :], layer=layer, head=head).expand(n, n) & (i[None, :] <= i[:, None])
+        return "\n".join(" ".join("#" if s else "." for s in row) for row in seen.tolist())
+
+    # ------------------------------------------------------------------ text and algebra
+
+    def __or__(self, other: Pattern) -> Pattern:
+        """The union of two patterns: a key is seen where either lets it."""
+        from hf_longctx.patterns.combine import Heads, Union
+
+        if isinstance(other, Heads):
+            return other.__ror__(self)
+        return Union.of(self, other)
+
+    def __str__(self) -> str:
+        """The text form, which `hf_longctx.patterns.parse` reads back exactly."""
+        values = [
+            f"{f.name}={getattr(self, f.name)}" if f.metadata.get("named") else f"{getattr(self, f.name)}"
+            for f in fields(self)
+        ]
+        return f"{self.name}:{','.join(values)}" if values else f"{self.name}"
+
+
+def reach_through(patterns: Sequence[Pattern]) -> float:
+    """The largest distance that information travels down a stack of layers, given last layer first.
+
+    `earliest` never falls as q grows, so following the lowest visible key greedily is exact. It repeats with the
+    common period, so one period of starting points is enough.
+    """
+    if not patterns:
+        return 0
+    period = math.lcm(*(p.period for p in patterns))
+    if period > _LONGEST_PERIOD:
+        return sum(reach_through([p]) for p in patterns)
+    start = torch.arange(period)
+    q = start
+    for pattern in patterns:
+        lower = pattern.earliest(q)
+        if lower is None:
+            return math.inf
+        q = lower
+    return int((start - q).max())
+
+
+def whole(owner: object, field: str, value: object, least: int = 1) -> None:
+    """Check that a size is a whole number of at least `least`; the error says which, and what is allowed."""
+    label = f"{type(owner).__name__}.{field}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{label} is {value!r}: it must be a whole number of at least {least}, such as {max(least, 64)}")
+    if value < least:
+        raise ValueError(f"{label} is {value}: it must be at least {least}")
+
+
+def required(cls: type[Pattern]) -> int:
+    """How many fields of a pattern have no default."""
+    return sum(f.default is MISSING and f.default_factory is MISSING for f in fields(cls))
+
+
+def _chunks(n: int, size: int) -> Iterator[Tensor]:
+    for start in range(0, n, size):
+        yield torch.arange(start, min(start + size, n))

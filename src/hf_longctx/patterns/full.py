@@ -1,0 +1,44 @@
+"""Ordinary causal attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_longctx.patterns.base import Pattern
+from hf_longctx.patterns.geometry import Piece, Strip
+from hf_longctx.patterns.rows import Rows
+
+
+@dataclass(frozen=True)
+class Full(Pattern, name="full"):
+    """Every token sees every earlier token and itself.
+
+    >>> Full().count(100)
+    5050
+    """
+
+    def allows(self, q: Tensor, k: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
+        """Always."""
+        return torch.ones(torch.broadcast_shapes(q.shape, k.shape), dtype=torch.bool, device=q.device)
+
+    def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows:
+        """One span from the start."""
+        return Rows(q, ((torch.zeros_like(q), q + 1),))
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """All distances."""
+        return (Strip(),)
+
+    def within(self, window: int) -> Pattern:
+        """A plain sliding window."""
+        from hf_longctx.patterns.sliding_window import SlidingWindow
+
+        return SlidingWindow(window)
+
+    def keeps(self, position: Any, now: Any) -> Any:
+        """Always: nothing may ever be dropped."""
+        return position >= 0

@@ -1,0 +1,94 @@
+"""Random blocks (BigBird, arXiv 2007.14062, section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_longctx.patterns.base import Pattern, whole
+from hf_longctx.patterns.rows import Rows
+
+_MASK32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Random(Pattern, name="random"):
+    """Each block of queries sees `blocks` earlier blocks of `size` tokens, drawn without replacement.
+
+    The draw is a pure function of (seed, layer, key-value head, query block): it never depends on the length, so that
+    prefill and decode agree. Where fewer earlier blocks exist all of them are seen; the own block never is, so join it
+    with a window: `Random(3, 64) | SlidingWindow(128)`.
+
+    Args:
+        blocks: earlier blocks seen by each query block, at least 1.
+        size: tokens in a block, at least 1.
+        seed: any whole number from 0.
+
+    >>> Random(1, 2, seed=3).count(6)
+    8
+    """
+
+    blocks: int
+    size: int
+    seed: int = field(default=0, metadata={"named": True})
+
+    by_head = True
+
+    def __post_init__(self) -> None:
+        whole(self, "blocks", self.blocks)
+        whole(self, "size", self.size)
+        whole(self, "seed", self.seed, least=0)
+
+    def draws(self, block: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
+        """The blocks seen by query blocks `block` (any shape): that shape plus (blocks,) of int64, -1 where none is left.
+
+        Floyd's sampling without replacement (Bentley and Floyd, 1987), driven by a counter-based hash.
+        """
+        chosen = torch.full((*block.shape, self.blocks), -1, dtype=torch.int64, device=block.device)
+        block = block.to(torch.int64)
+        for i in range(self.blocks):
+            top = block - self.blocks + i  # the newest candidate that may be drawn in this round
+            key = _mix(_mix(_mix(_mix(block + 1) + i) + layer) + head) + self.seed
+            drawn = _mix(key) % (top + 1).clamp(min=1)
+            taken = (chosen[..., :i] == drawn[..., None]).any(dim=-1)
+            pick = torch.where(taken, top, drawn)
+            # Fewer earlier blocks than wanted: take them all, in order.
+            few = torch.where(i < block, torch.full_like(block, i), torch.full_like(block, -1))
+            chosen[..., i] = torch.where(block >= self.blocks, pick, few)
+        return chosen
+
+    def allows(self, q: Tensor, k: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
+        """K // size is one of the blocks drawn for q // size."""
+        drawn = self.draws(q // self.size, layer=layer, head=head)
+        key_block = k // self.size
+        seen = torch.zeros(torch.broadcast_shapes(q.shape, k.shape), dtype=torch.bool, device=q.device)
+        for i in range(self.blocks):
+            seen = seen | (drawn[..., i] == key_block)
+        return seen
+
+    def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows:
+        """A span for each drawn block."""
+        drawn = self.draws(q // self.size, layer=layer, head=head)
+        spans = []
+        for i in range(self.blocks):
+            start = drawn[..., i] * self.size
+            spans.append((start, torch.where(start >= 0, start + self.size, start)))
+        return Rows(q, tuple(spans))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit integer hash (the finaliser of MurmurHash3), in int64 without overflow."""
+    x = x & _MASK32
+    x = x ^ (x >> 16)
+    x = _times(x, 0x85EBCA6B)
+    x = x ^ (x >> 13)
+    x = _times(x, 0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _times(x: Tensor, constant: int) -> Tensor:
+    """X * constant modulo 2**32, in halves so that the product fits int64."""
+    low, high = constant & 0xFFFF, constant >> 16
+    return (x * low + (((x & 0xFFFF) * high) << 16)) & _MASK32

@@ -1,0 +1,83 @@
+"""The visible keys of a batch of rows as data, and how many there are.
+
+Every built-in pattern's row is a few runs of consecutive keys (spans) and a few combs (steps). Unions just list more
+of them. Counting a row is then interval merging plus inclusion and exclusion over the combs: linear in the number of
+rows, exact, and with nothing of size n x n.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The keys that rows `q` see, before causality (which `count` applies).
+
+    Attributes:
+        q: logical positions of the rows, (R,) int64.
+        spans: pairs (start, stop), each (R,): keys start <= k < stop.
+        steps: pairs (stride, most): keys q, q - stride, q - 2 stride, ..., `most` of them (None: down to 0).
+    """
+
+    q: Tensor
+    spans: tuple[tuple[Tensor, Tensor], ...] = ()
+    steps: tuple[tuple[int, int | None], ...] = ()
+
+    def __or__(self, other: Rows) -> Rows:
+        """The keys that either sees, for the same rows."""
+        return Rows(self.q, self.spans + other.spans, self.steps + other.steps)
+
+    def within(self, window: int) -> Rows:
+        """The keys among the last `window`, self included."""
+        lowest = self.q - window + 1
+        spans = tuple((torch.maximum(start, lowest), stop) for start, stop in self.spans)
+        steps = tuple(
+            (stride, -(-window // stride) if most is None else min(most, -(-window // stride)))
+            for stride, most in self.steps
+        )
+        return Rows(self.q, spans, steps)
+
+    def disjoint(self) -> list[tuple[Tensor, Tensor]]:
+        """The spans cut to be causal, sorted and disjoint; each (start, stop), empty where start >= stop.
+
+        >>> q = torch.tensor([9])
+        >>> rows = Rows(q, ((q - 3, q + 1), (q * 0, q * 0 + 8)))
+        >>> [(int(a), int(b)) for a, b in rows.disjoint()]
+        [(0, 8), (8, 10)]
+        """
+        if not self.spans:
+            return []
+        start = torch.stack([a.expand_as(self.q) for a, _ in self.spans]).clamp(min=0)
+        stop = torch.minimum(torch.stack([b.expand_as(self.q) for _, b in self.spans]), self.q + 1)
+        start, order = start.sort(dim=0)
+        stop = stop.gather(0, order)
+        covered = torch.cat([torch.zeros_like(stop[:1]), stop.cummax(dim=0).values[:-1]])
+        return list(zip(torch.maximum(start, covered), stop))
+
+    def count(self) -> int:
+        """How many (row, key) pairs there are in all."""
+        spans = self.disjoint()
+        total = sum(int((stop - start).clamp(min=0).sum()) for start, stop in spans)
+        for size in range(1, len(self.steps) + 1):
+            for chosen in combinations(self.steps, size):
+                # Combs all start at the row itself, so the keys on several are again a comb.
+                stride = math.lcm(*(s for s, _ in chosen))
+                farthest = self.q.clone()
+                for s, most in chosen:
+                    if most is not None:
+                        farthest = torch.minimum(farthest, torch.full_like(self.q, (most - 1) * s))
+                on_comb = farthest // stride + 1
+                for start, stop in spans:
+                    # Distances d with q - stop < d <= q - start that are multiples of the stride, and no farther.
+                    top = torch.minimum(self.q - start, farthest)
+                    below = torch.div(self.q - stop, stride, rounding_mode="floor")
+                    shared = torch.div(top, stride, rounding_mode="floor") - below
+                    on_comb = on_comb - torch.where(stop > start, shared.clamp(min=0), 0)
+                total += (-1) ** (size + 1) * int(on_comb.sum())
+        return total

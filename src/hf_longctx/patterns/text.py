@@ -1,0 +1,170 @@
+"""The text form of patterns: one grammar for the command line, YAML and config.json.
+
+    window:1024+global:4            a union
+    heads(window:64|full)           by key-value head
+    0,-1=full;*=window:1024         by layer (see `Layers`)
+    longformer                      a preset
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from importlib.metadata import entry_points
+
+from hf_longctx.patterns.base import REGISTRY, Pattern, required
+from hf_longctx.patterns.combine import Heads, Union
+from hf_longctx.patterns.layers import SELECTOR, Layers
+from hf_longctx.patterns.presets import PRESETS
+
+ENTRY_POINTS = "hf_longctx.patterns"
+
+
+def names() -> list[str]:
+    """All registered pattern names, sorted."""
+    return sorted(REGISTRY)
+
+
+def parse(text: str | Pattern | Layers) -> Pattern | Layers:
+    """Read a pattern, or a plan by layer, from its text form; objects pass through.
+
+    Raises:
+        ValueError: unknown name (with the nearest one), wrong number or kind of values, unbalanced text.
+        TypeError: neither text nor a pattern.
+
+    >>> parse("window:1024+global:4")
+    Union(members=(SlidingWindow(window=1024), Global(tokens=4)))
+    >>> str(parse("0,-1=full;*=window:1k"))
+    '0,-1=full;*=window:1024'
+    """
+    if isinstance(text, Pattern | Layers):
+        return text
+    if not isinstance(text, str):
+        raise TypeError(f"attention is {text!r}: give a pattern such as SlidingWindow(1024), or text such as 'window:1024'")
+    text = "".join(text.split())
+    parts = _split(text, ";")
+    if len(parts) > 1 or re.match(rf"{SELECTOR}=", text):
+        plan: dict[str, Pattern] = {}
+        for part in parts:
+            match = re.match(rf"({SELECTOR})=(.+)$", part)
+            if match is None:
+                raise ValueError(f"layer plan part {part!r} in {text!r} must read SELECTOR=PATTERN, such as '::4=full'")
+            selector, body = match.group(1), match.group(2)
+            if selector in plan:
+                raise ValueError(f"layer selector {selector!r} stands twice in {text!r}: name each selector once")
+            plan[selector] = _pattern(body)
+        return Layers(plan)
+    return _pattern(text)
+
+
+def _pattern(text: str) -> Pattern:
+    members = [_single(part, text) for part in _split(text, "+")]
+    result = members[0]
+    for member in members[1:]:
+        result = result | member
+    return result
+
+
+def _single(text: str, whole_text: str) -> Pattern:
+    if text.startswith("heads(") and text.endswith(")"):
+        return Heads(_pattern(part) for part in _split(text[len("heads(") : -1], "|"))
+    if text in PRESETS:
+        return _pattern(PRESETS[text][0])
+    name, _, body = text.partition(":")
+    cls = _lookup(name, whole_text)
+    return _build(cls, body)
+
+
+def _lookup(name: str, text: str) -> type[Pattern]:
+    if name not in REGISTRY:
+        # Other packages' patterns are loaded only when a name is not ours, so that importing stays cheap.
+        for entry in entry_points(group=ENTRY_POINTS):
+            if entry.name == name:
+                entry.load()
+    if name not in REGISTRY:
+        known = [*names(), *PRESETS, "heads(...)"]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown attention pattern {name!r} in {text!r}: {hint}known are {', '.join(known)}")
+    return REGISTRY[name]
+
+
+def _build(cls: type[Pattern], body: str) -> Pattern:
+    hints = typing.get_type_hints(cls)
+    order = [f.name for f in fields(cls)]
+    usage = f"{cls.name}:{','.join(order)}" if order else f"{cls.name}"
+    values: dict[str, object] = {}
+    for i, part in enumerate(body.split(",") if body else []):
+        key, equals, value = part.partition("=")
+        if not equals:
+            key, value = (order[i], part) if i < len(order) else ("", part)
+        if key not in order or key in values:
+            raise ValueError(f"{cls.name} takes {len(order)} value(s), {usage}; {part!r} in {cls.name}:{body} does not fit")
+        values[key] = _value(value, hints[key], f"{cls.name}.{key}")
+    missing = [name for name in order[: required(cls)] if name not in values]
+    if missing:
+        raise ValueError(f"{cls.name} needs {', '.join(missing)}: write {usage}")
+    return cls(**values)
+
+
+def _value(text: str, kind: object, label: str) -> object:
+    if kind is int:
+        match = re.fullmatch(r"(-?\d+)([km]?)", text.lower())
+        if match is None:
+            raise ValueError(f"{label} is {text!r}: it must be a whole number, such as 1024 or 1k")
+        return int(match.group(1)) * {"": 1, "k": 1024, "m": 1024 * 1024}[match.group(2)]
+    if kind is bool:
+        if text not in ("True", "False"):
+            raise ValueError(f"{label} is {text!r}: it must be True or False")
+        return text == "True"
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError as error:
+            raise ValueError(f"{label} is {text!r}: it must be a number") from error
+    return text
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at separators outside parentheses; empty parts are an error."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if depth < 0:
+            break
+        if char == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth != 0:
+        raise ValueError(f"unbalanced parentheses in {text!r}")
+    if any(not part for part in parts):
+        raise ValueError(f"empty part in {text!r}: write patterns such as 'window:1024+global:4'")
+    return parts
+
+
+def gallery() -> Iterable[tuple[str, Pattern]]:
+    """A small example of every registered pattern and preset, for pictures and for tests that loop over all.
+
+    A pattern may give its own with a class attribute `example` (a text form); otherwise each whole number gets a small
+    value.
+    """
+    for name in names():
+        cls = REGISTRY[name]
+        text = getattr(cls, "example", None)
+        if text is None:
+            small = {"window": 6, "tokens": 2, "size": 4}
+            numbers = [str(small.get(f.name, 2)) for f in fields(cls)][: max(required(cls), min(2, len(fields(cls))))]
+            text = f"{name}:{','.join(numbers)}" if numbers else name
+        yield name, _pattern(text)
+
+
+def presets() -> Mapping[str, str]:
+    """Named patterns from the literature and their text forms."""
+    return {name: text for name, (text, _) in PRESETS.items()}
+
+
+__all__ = ["Union", "gallery", "names", "parse", "presets"]
