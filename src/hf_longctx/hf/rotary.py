@@ -177,14 +177,14 @@ def apply(model: Any, change: RopeChange) -> list[Undo]:
     for module in modules:
         fresh = type(module)(config)
         state = _state(fresh)
+        # An inert type, so that transformers does not change the frequencies between steps of one sequence.
+        if isinstance(fresh.rope_type, dict):
+            state["rope_type"] = {**fresh.rope_type, SCALED_LAYERS: _inert(fresh.rope_type[SCALED_LAYERS])}
+        else:
+            state["rope_type"] = _inert(fresh.rope_type)
         if held:
-            # An inert type, so that transformers does not change the frequencies between steps of one sequence.
-            state["rope_type"] = (
-                {**fresh.rope_type, SCALED_LAYERS: "default"} if isinstance(fresh.rope_type, dict) else "default"
-            )
-            state[_name("attention_scaling", change.geometry.layer_type)] = change.scaling.attention_scaling(
-                change.geometry.trained
-            )
+            name = _name("attention_scaling", change.geometry.layer_type)
+            state[name] = change.scaling.attention_scaling(change.geometry.trained)
         steps.append(Attributes(module, state))
         steps.append(Buffers(module, {name: value for name, value in fresh._buffers.items() if value is not None}))
     if held:
@@ -197,6 +197,11 @@ def apply(model: Any, change: RopeChange) -> list[Undo]:
             "formula, so this model class cannot be scaled; nothing was changed"
         )
     return steps
+
+
+def _inert(rope_type: str) -> str:
+    """The type to give a rotary module so that its forward leaves the frequencies alone."""
+    return "default" if rope_type in ("dynamic", "longrope") else rope_type
 
 
 def restore(model: Any, original: dict[str, Any]) -> None:
@@ -340,10 +345,12 @@ def original_geometry(config: Any) -> RopeGeometry:
 
 def _reads_back(config: Any, fields: dict[str, Any]) -> bool:
     """Whether the config's class, given these fields in a config.json, keeps them as they are."""
+    from huggingface_hub.errors import StrictDataclassError
+
     stated = {**config.to_dict(), **copy.deepcopy(fields)}
     try:
         read = type(config).from_dict(stated)
-    except (ValueError, KeyError, TypeError):
+    except (StrictDataclassError, ValueError, KeyError, TypeError):
         return False
     return all(getattr(read, name) == value for name, value in fields.items())
 

@@ -1,0 +1,206 @@
+"""patch, unpatch, patched: in place, refused twice, undone bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from families import FAMILIES, build, tokens
+from transformers import BertConfig, BertForMaskedLM, Gemma2Config, Gemma2ForCausalLM, T5Config, T5ForConditionalGeneration
+
+import hf_longctx as lc
+from hf_longctx.patterns import Full, Global, Layers, SlidingWindow
+from hf_longctx.rope import YaRN
+
+CHANGES = {
+    "attention": {"attention": SlidingWindow(8) | Global(2)},
+    "layers": {"attention": "0,-1=full;*=window:6"},
+    "rope": {"rope": "yarn:4"},
+    "dynamic": {"rope": "dynamic:1"},
+    "both": {"attention": "window:8+global:2", "rope": YaRN(2), "own_windows": "replace"},
+}
+
+
+def fingerprint(model) -> dict:
+    """Identities of everything that a patch could touch."""
+    modules = dict(model.named_modules())
+    return {
+        "class": type(model),
+        "modules": {name: id(m) for name, m in modules.items()},
+        "forwards": {name: m.forward.__func__ for name, m in modules.items()},
+        "own attributes": {name: sorted(k for k in vars(m)) for name, m in modules.items()},
+        "values": {
+            name: {k: v for k, v in vars(m).items() if isinstance(v, (int, float, str, bool, type(None), dict))}
+            for name, m in modules.items()
+            if "otary" in type(m).__name__
+        },
+        "hooks": {
+            name: {k: len(v) for k, v in vars(m).items() if "hooks" in k and v is not None} for name, m in modules.items()
+        },
+        "tensors": {name: (id(t), t.data_ptr(), t._version) for name, t in model.state_dict(keep_vars=True).items()},
+        "buffers": {name: (id(b), b._version) for name, b in model.named_buffers()},
+        "config": json.dumps(model.config.to_dict(), sort_keys=True, default=str),
+        "config attributes": sorted(vars(model.config)),
+        "implementation": model.config._attn_implementation,
+        "generation config": json.dumps(model.generation_config.to_dict(), sort_keys=True, default=str),
+        "generate": model.generate.__func__,
+    }
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unpatch_restores_everything(family, change):
+    model, ids = build(family), tokens(2, 30)
+    with torch.no_grad():
+        before, logits = fingerprint(model), model(ids).logits
+        assert lc.patch(model, **CHANGES[change]) is model
+        assert isinstance(model, FAMILIES[family][1])
+        model(ids)
+        model.generate(ids, max_new_tokens=2, do_sample=False)
+        changed = fingerprint(model)
+        assert changed["config"] != before["config"]
+        assert lc.unpatch(model) is model
+        after = fingerprint(model)
+        for what, value in before.items():
+            assert after[what] == value, what
+        assert torch.equal(model(ids).logits, logits)
+
+
+def test_patching_changes_the_logits():
+    """So that the undo test cannot pass by doing nothing."""
+    for family in FAMILIES:
+        for change in ({"attention": SlidingWindow(4)}, {"rope": "linear:4"}):
+            model, ids = build(family), tokens(1, 30)
+            with torch.no_grad():
+                before = model(ids).logits
+                assert (lc.patch(model, **change)(ids).logits - before).abs().max() > 1e-3
+
+
+def test_patched_is_a_context():
+    model, ids = build("llama"), tokens(1, 30)
+    with torch.no_grad():
+        before = model(ids).logits
+        with pytest.raises(KeyError), lc.patched(model, rope="yarn:2") as same:
+            assert same is model
+            assert lc.is_patched(model)
+            raise KeyError
+        assert not lc.is_patched(model)
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_a_deep_copy_undoes_itself_alone():
+    model, ids = build("llama"), tokens(1, 30)
+    with torch.no_grad():
+        stock = model(ids).logits
+        lc.patch(model, attention="window:4", rope="dynamic:1")
+        patched = model(ids).logits
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(ids).logits, patched)
+        assert twin.generate.__self__ is twin
+        lc.unpatch(twin)
+        assert torch.equal(twin(ids).logits, stock)
+        assert torch.equal(model(ids).logits, patched)
+        lc.unpatch(model)
+        assert torch.equal(model(ids).logits, stock)
+
+
+def test_text_and_objects_are_the_same():
+    ids = tokens(1, 30)
+    with torch.no_grad():
+        text = lc.patch(build("llama"), attention="0=full;*=window:6+global:2", rope="yarn:2")(ids).logits
+        plan = Layers({"0": Full(), "*": SlidingWindow(6) | Global(2)})
+        objects = lc.patch(build("llama"), attention=plan, rope=YaRN(factor=2))(ids).logits
+    assert torch.equal(text, objects)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing to do"),
+        ({"attention": "windo:4"}, "did you mean 'window'"),
+        ({"attention": "window:0"}, "window is 0"),
+        ({"attention": "window:4", "backend": "tield"}, "did you mean 'tiled'"),
+        ({"attention": "window:4", "own_windows": "ignore"}, "intersect, replace"),
+        ({"attention": "7=window:4"}, "'7' matches no layer"),
+        ({"attention": "0=full;0:2=window:4"}, "claimed by both"),
+        ({"attention": "heads(full|full|full)"}, "divide"),
+        ({"rope": "yarm:4"}, "yarn"),
+        ({"rope": "yarn:0.5"}, "0.5"),
+        ({"rope": "yarn:to=32"}, "32"),
+        ({"mamba": "1::4"}, "no Mamba"),
+        ({"attention": "window:4", "rope": "linear:nan"}, "nan"),
+    ],
+)
+def test_bad_arguments_change_nothing(arguments, message):
+    model = build("llama")
+    before = fingerprint(model)
+    with pytest.raises((ValueError, TypeError), match=message):
+        lc.patch(model, **arguments)
+    assert fingerprint(model) == before
+
+
+def test_wrong_order_is_refused():
+    model = build("llama")
+    with pytest.raises(ValueError, match="not patched"):
+        lc.unpatch(model)
+    lc.patch(model, attention="window:4")
+    with pytest.raises(ValueError, match=r"already patched.*unpatch"):
+        lc.patch(model, rope="yarn:2")
+    with pytest.raises(ValueError, match=r"compiled.*patch the model first"):
+        lc.patch(torch.compile(build("llama")), attention="window:4")
+    inside = build("llama")
+    inside.compile()
+    with pytest.raises(ValueError, match="compiled"):
+        lc.patch(inside, attention="window:4")
+
+
+def test_models_that_cannot_be_patched():
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(TypeError, match="Linear"):
+        lc.patch(torch.nn.Linear(2, 2), attention="full")
+    with pytest.raises(ValueError, match="not a causal language model"):
+        lc.patch(BertForMaskedLM(BertConfig(**small)), attention="full")
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
+    with pytest.raises(ValueError, match="not a causal language model"):
+        lc.patch(t5, attention="full")
+    gemma2 = Gemma2ForCausalLM(Gemma2Config(**small, num_key_value_heads=2, head_dim=8))
+    with pytest.raises(ValueError, match="soft-capped"):
+        lc.patch(gemma2, attention="full")
+
+
+def test_what_would_be_ignored_is_refused():
+    ids = tokens(1, 20)
+    model = lc.patch(build("llama", attention_dropout=0.1), attention="window:4")
+    with pytest.raises(ValueError, match="4-D"):
+        model(ids, attention_mask=torch.zeros(1, 1, 20, 20))
+    with pytest.raises(ValueError, match="output_attentions"):
+        model(ids, output_attentions=True)
+    with pytest.raises(ValueError, match="dropout is 0.1"):
+        model.train()(ids)
+
+
+def test_the_name_set_by_hand_is_refused():
+    model = build("llama")
+    model.set_attn_implementation("longctx")
+    with pytest.raises(ValueError, match="holds no plan"):
+        model(tokens(1, 8))
+
+
+def test_describe_shows_each_layer():
+    model = lc.patch(build("gemma3"), attention="1=window:32+global:2;*=window:6", rope="yarn:4")
+    shown = lc.describe(model)
+    assert [layer.pattern for layer in shown.layers] == ["window:6", "window:32+global:2", "window:6"]
+    assert [layer.own_window for layer in shown.layers] == [12, None, 12]
+    assert [layer.reach for layer in shown.layers] == [5, 31, 5]
+    assert shown.reach == 5 + 31 + 5
+    assert (shown.rope, shown.trained, shown.max_positions) == ("yarn:4", 64, 256)
+    assert shown.kv_bytes == 3 * 2 * 2 * 8 * 4
+    text = str(shown)
+    for part in ("window:32+global:2", "yarn:4", "reach through 3 layers: 41 tokens", "own window"):
+        assert part in text
+    stock = lc.describe(lc.unpatch(model))
+    assert [layer.pattern for layer in stock.layers] == ["window:12", "full", "window:12"]
+    assert not stock.patched
+    assert stock.reach is None
