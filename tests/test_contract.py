@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, build, dense, padding, tokens
 from transformers import DynamicCache, StaticCache
 
 import hf_longctx as lc
+from families import FAMILIES, build, dense, padding, tokens
 from hf_longctx.patterns import Full, Global, Heads, Layers, SlidingWindow, gallery
 
 LENGTH = 40

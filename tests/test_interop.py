@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, build, tokens
 
 import hf_longctx as lc
+from families import FAMILIES, VOCAB, build, tokens
 
 PLAN = {"attention": "window:8+global:2", "rope": "yarn:2"}
 
@@ -106,7 +106,9 @@ def test_bfloat16(family):
         assert (logits.float() - exact).abs().max() <= 2 * error + 1e-3
         lc.unpatch(model)
         model = lc.patch(model, **PLAN)
-        assert torch.isfinite(model.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_logits=True).logits[0]).all()
+        assert torch.isfinite(
+            model.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_logits=True).logits[0]
+        ).all()
 
 
 def test_device_map(tmp_path):
@@ -115,8 +117,7 @@ def test_device_map(tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"}, dtype="float32")
-    from accelerate import dispatch_model
-    from accelerate.hooks import add_hook_to_module, AlignDevicesHook
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     for module in model.modules():
         if "otary" in type(module).__name__:

@@ -7,10 +7,17 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, build, tokens
-from transformers import BertConfig, BertForMaskedLM, Gemma2Config, Gemma2ForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import hf_longctx as lc
+from families import FAMILIES, build, tokens
 from hf_longctx.patterns import Full, Global, Layers, SlidingWindow
 from hf_longctx.rope import YaRN
 
@@ -37,7 +44,8 @@ def fingerprint(model) -> dict:
             if "otary" in type(m).__name__
         },
         "hooks": {
-            name: {k: len(v) for k, v in vars(m).items() if "hooks" in k and v is not None} for name, m in modules.items()
+            name: {k: len(v) for k, v in vars(m).items() if "hooks" in k and v is not None}
+            for name, m in modules.items()
         },
         "tensors": {name: (id(t), t.data_ptr(), t._version) for name, t in model.state_dict(keep_vars=True).items()},
         "buffers": {name: (id(b), b._version) for name, b in model.named_buffers()},
@@ -157,7 +165,13 @@ def test_wrong_order_is_refused():
 
 
 def test_models_that_cannot_be_patched():
-    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     with pytest.raises(TypeError, match="Linear"):
         lc.patch(torch.nn.Linear(2, 2), attention="full")
     with pytest.raises(ValueError, match="not a causal language model"):

@@ -101,7 +101,11 @@ def test_random_draws_earlier_blocks_without_replacement(blocks, size, seed, lay
 def test_random_differs_by_seed_layer_and_head_and_is_fair():
     block = torch.arange(3, 400)
     base = Random(3, 64).draws(block)
-    for other in (Random(3, 64, seed=1).draws(block), Random(3, 64).draws(block, layer=1), Random(3, 64).draws(block, head=1)):
+    for other in (
+        Random(3, 64, seed=1).draws(block),
+        Random(3, 64).draws(block, layer=1),
+        Random(3, 64).draws(block, head=1),
+    ):
         assert (base != other).float().mean() > 0.5
     # The drawn blocks spread evenly over the earlier ones: mean of (drawn / candidates) is one half.
     spread = (base.float() / (block[:, None] - 1)).mean()

@@ -1,4 +1,4 @@
-"""RoPE scaling on real model classes: the frequencies follow, the config is right, caches agree, files load anywhere."""
+"""RoPE scaling on model classes: frequencies follow, the config is right, caches agree, files load anywhere."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 
 import pytest
 import torch
-from families import FAMILIES, TRAINED, build, tokens
 from transformers import AutoModelForCausalLM, StaticCache
 
 import hf_longctx as lc
+from families import FAMILIES, TRAINED, build, tokens
 from hf_longctx.hf import rotary
 from hf_longctx.rope import DynamicNTK, LongRoPE, NTKByParts, YaRN, names, parse
 
@@ -212,7 +212,7 @@ class TestExistingScaling:
 
 
 def test_nested_truncate_is_honoured(tmp_path):
-    """transformers reads `truncate` from the outer dict only; ours must still be the formula, here and after loading."""
+    """transformers reads `truncate` from the outer dict only; ours must still be the formula, also after loading."""
     model, ids = build("gemma3"), tokens(1, 40)
     lc.patch(model, rope="yarn:4,truncate=false")
     model.save_pretrained(tmp_path)

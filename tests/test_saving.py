@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, build, padding, tokens
 from transformers import AutoModelForCausalLM
 
 import hf_longctx as lc
+from families import FAMILIES, build, padding, tokens
 
 PLAN = {"attention": "1=window:6+global:2;*=full", "rope": "yarn:2"}
 
@@ -30,7 +30,9 @@ def test_round_trip(family, tmp_path):
         torch.testing.assert_close(named(ids, attention_mask=mask).logits, expected, atol=1e-5, rtol=1e-5)
         stock = build(family)
         for loaded in (again, named):
-            assert torch.equal(lc.unpatch(loaded)(ids, attention_mask=mask).logits, stock(ids, attention_mask=mask).logits)
+            assert torch.equal(
+                lc.unpatch(loaded)(ids, attention_mask=mask).logits, stock(ids, attention_mask=mask).logits
+            )
             assert not hasattr(loaded.config, "longctx")
         again.save_pretrained(tmp_path / "stock")
     assert "longctx" not in json.loads((tmp_path / "stock" / "config.json").read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_longctx.patterns import Full, Heads, Layers, Pattern, SlidingWindow
+from hf_longctx.patterns import Full, Heads, Layers, Pattern
 
 OWN_WINDOWS = ("intersect", "replace")
 #: Layer types whose attention is ordinary causal attention, perhaps through a window.
@@ -59,6 +59,7 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
     Raises:
         ValueError: a selector fits no layer or two claim one, Heads that do not divide the heads, an unknown mode.
 
+    >>> from hf_longctx.patterns import SlidingWindow
     >>> shape = ModelShape(("full_attention",) * 2, (None, 8), kv_heads=2)
     >>> [str(p.pattern) for p in resolve(SlidingWindow(16), shape)]
     ['window:16', 'window:8']

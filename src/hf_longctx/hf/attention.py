@@ -126,8 +126,8 @@ def longctx_attention(
         )
     if layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
         raise ValueError(
-            f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load the "
-            "checkpoint with hf_longctx.from_pretrained, which sees to the cache"
+            f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load "
+            "the checkpoint with hf_longctx.from_pretrained, which sees to the cache"
         )
     out = attend(
         query,
@@ -209,12 +209,14 @@ def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs
         )
     for term in _UNSUPPORTED:
         if kwargs.get(term) is not None:
-            raise ValueError(f"{name} passes {term!r} to its attention, which patched attention does not apply: unpatch it")
+            raise ValueError(
+                f"{name} passes {term!r} to its attention, which patched attention does not apply: unpatch it"
+            )
     if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise ValueError(f"{name} is not causal: attention patterns are for causal language models only")
     if mask is None or mask.dtype != torch.int64 or mask.ndim != 4 or mask.shape[2] != 1:
         what = "no mask" if mask is None else f"a {mask.dtype} mask of shape {tuple(mask.shape)}"
         raise ValueError(
-            f"{name} was given {what}: patched attention builds its own, so pass a 2-D attention_mask (1 for real tokens) "
-            "or none, not a 4-D one"
+            f"{name} was given {what}: patched attention builds its own, so pass a 2-D attention_mask (1 for real "
+            "tokens) or none, not a 4-D one"
         )

@@ -10,8 +10,8 @@ from hf_longctx.hf.attention import layer_plan, shape_key, stored_plan
 def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of a decoder's forward with a cache that fits the plan.
 
-    An empty dynamic cache gets full layers where a window is replaced; a cache that is to be made is made here, so that
-    it can be seen by whoever comes after.
+    An empty dynamic cache gets full layers where a window is replaced; a cache that is to be made is made here, so
+    that it can be seen by whoever comes after.
 
     Raises:
         ValueError: a preallocated cache whose layers roll over the replaced window.

@@ -131,7 +131,9 @@ def describe(model: Any) -> Description:
         if implementation == NAME and stored:
             backend = stored["backend"]
             if backend == "auto":
-                backend, _ = choose(plan.pattern, n=config.max_position_embeddings, device=model.device, dtype=model.dtype)
+                backend, _ = choose(
+                    plan.pattern, n=config.max_position_embeddings, device=model.device, dtype=model.dtype
+                )
         layers.append(
             LayerDescription(
                 index=plan.index,

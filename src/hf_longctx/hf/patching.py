@@ -179,11 +179,15 @@ def _check_model(model: Any) -> None:
     if type(model).__module__.split(".")[0] == "peft":
         raise ValueError(f"{name} is a PEFT model: patch the base model first, and add the adapter afterwards")
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"model is a {name}: it must be a transformers causal language model, as AutoModelForCausalLM loads")
+        raise TypeError(
+            f"model is a {name}: it must be a transformers causal language model, as AutoModelForCausalLM loads"
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"{name} carries a PEFT adapter: patch the model first, and add the adapter afterwards")
     if is_patched(model):
-        raise ValueError(f"{name} is already patched: call hf_longctx.unpatch(model) first, then patch it once with everything")
+        raise ValueError(
+            f"{name} is already patched: call hf_longctx.unpatch(model) first, then patch it once with everything"
+        )
     if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
         raise ValueError(f"{name} is not a causal language model: load the model with AutoModelForCausalLM")
 
@@ -194,7 +198,9 @@ def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
 
     name = type(model).__name__
     if not model._can_set_attn_implementation():
-        raise ValueError(f"{name} cannot switch its attention function in transformers: only `rope` can be patched on it")
+        raise ValueError(
+            f"{name} cannot switch its attention function in transformers: only `rope` can be patched on it"
+        )
     modules = attention_modules(model)
     if len(modules) != model.config.num_hidden_layers:
         raise ValueError(
@@ -205,11 +211,13 @@ def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
         module = modules[layer.index]
         if getattr(module, "attn_logit_softcapping", None) or hasattr(module, "sinks"):
             raise ValueError(
-                f"layer {layer.index} of {name} has soft-capped scores or learned sinks, which patched attention does not "
-                "apply: patch `rope` only"
+                f"layer {layer.index} of {name} has soft-capped scores or learned sinks, which patched attention does "
+                "not apply: patch `rope` only"
             )
         if getattr(module, "is_causal", True) is False:
-            raise ValueError(f"layer {layer.index} of {name} is not causal: attention patterns are for causal models only")
+            raise ValueError(
+                f"layer {layer.index} of {name} is not causal: attention patterns are for causal models only"
+            )
         check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype)
 
 
@@ -219,7 +227,9 @@ def _switch(model: Any) -> Implementation:
     step = Implementation(model, before)
     if any(m.config._attn_implementation != NAME for m in attention_modules(model).values()):
         step.undo()
-        raise ValueError(f"{type(model).__name__} did not take a new attention function: only `rope` can be patched on it")
+        raise ValueError(
+            f"{type(model).__name__} did not take a new attention function: only `rope` can be patched on it"
+        )
     return step
 
 
@@ -228,9 +238,13 @@ def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[
     config = decoder.config
     plan = stored_plan(config)
     if plan["attention"] and (kwargs.get("output_attentions") or getattr(config, "output_attentions", False)):
-        raise ValueError("output_attentions is set, but patched attention has no weights to return: unpatch the model for it")
+        raise ValueError(
+            "output_attentions is set, but patched attention has no weights to return: unpatch the model for it"
+        )
     kwargs = caches.ready(decoder, args, kwargs)
-    tokens = next((x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
+    tokens = next(
+        (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
+    )
     if tokens is not None:
         rotary.before_forward(decoder, kwargs, int(tokens.shape[1]))
     return args, kwargs

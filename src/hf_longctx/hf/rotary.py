@@ -1,8 +1,8 @@
 """A model's RoPE: what its config says, what a scaling changes in it, and the rotary modules that must follow.
 
 transformers fixes the frequencies when a rotary module is built, so changing the config alone does nothing. Types that
-depend on the length (dynamic NTK, LongRoPE) are held here at one length per `generate` call or cache: keys in one cache
-must all be rotated alike, which transformers' own per-forward update does not keep.
+depend on the length (dynamic NTK, LongRoPE) are held here at one length per `generate` call or cache: keys of one
+cache must all be rotated alike, which transformers' own per-forward update does not keep.
 """
 
 from __future__ import annotations
@@ -157,9 +157,7 @@ def plan(config: Any, rope: str | Scaling) -> RopeChange:
         )  # fmt: skip
         plain = fields(NoScaling().parameters(flat, dim=now.dim, trained=now.trained))
         return RopeChange(scaling, now, plain, native=False)
-    return RopeChange(
-        scaling, now, fields(scaling.as_longrope(flat, dim=now.dim, trained=now.trained)), native=True
-    )
+    return RopeChange(scaling, now, fields(scaling.as_longrope(flat, dim=now.dim, trained=now.trained)), native=True)
 
 
 def apply(model: Any, change: RopeChange) -> list[Undo]:
@@ -199,7 +197,7 @@ def apply(model: Any, change: RopeChange) -> list[Undo]:
     return steps
 
 
-def _inert(rope_type: str) -> str:
+def _inert(rope_type: Any) -> Any:
     """The type to give a rotary module so that its forward leaves the frequencies alone."""
     return "default" if rope_type in ("dynamic", "longrope") else rope_type
 
@@ -281,14 +279,13 @@ def before_forward(decoder: Any, kwargs: dict[str, Any], tokens: int) -> None:
     seen = int(cache.get_seq_length()) if cache is not None else 0
     held = vars(decoder).get(_HELD)
     stamped = getattr(cache, _STAMP, None) if seen else None
-    if stamped is not None and held is not None:
-        # Lengths within the trained window share one table.
-        if not torch.equal(_table(scaling, numbers, stamped), _table(scaling, numbers, held)):
-            raise ValueError(
-                f"rope {scaling}: past_key_values was filled for a length of {stamped}, but this call is for {held}, "
-                "whose frequencies differ; start without the old cache, or fill it under "
-                f"hf_longctx.hf.rotary.held_length(model, {held})"
-            )
+    # Lengths within the trained window share one table.
+    if stamped and held and not torch.equal(_table(scaling, numbers, stamped), _table(scaling, numbers, held)):
+        raise ValueError(
+            f"rope {scaling}: past_key_values was filled for a length of {stamped}, but this call is for {held}, "
+            "whose frequencies differ; start without the old cache, or fill it under "
+            f"hf_longctx.hf.rotary.held_length(model, {held})"
+        )
     own = seen + tokens if positions is None else int(positions.max()) + 1
     length = stamped or held or _static_length(cache) or own
     if cache is not None:

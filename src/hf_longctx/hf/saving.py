@@ -48,6 +48,7 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
         if getattr(model.config, name) != value:
             raise ValueError(
                 f"config.{name} of {path} is {value}, but its plan (rope {stored['rope']}) gives "
-                f"{getattr(model.config, name)}: it was edited after saving; remove `longctx` from config.json to use it as is"
+                f"{getattr(model.config, name)}: it was edited after saving; remove `longctx` from config.json to use "
+                "it as is"
             )
     return model

@@ -195,7 +195,9 @@ def whole(owner: object, field: str, value: object, least: int = 1) -> None:
     """Check that a size is a whole number of at least `least`; the error says which, and what is allowed."""
     label = f"{type(owner).__name__}.{field}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{label} is {value!r}: it must be a whole number of at least {least}, such as {max(least, 64)}")
+        raise TypeError(
+            f"{label} is {value!r}: it must be a whole number of at least {least}, such as {max(least, 64)}"
+        )
     if value < least:
         raise ValueError(f"{label} is {value}: it must be at least {least}")
 

@@ -154,7 +154,9 @@ class Heads(Pattern, name=None):
         if not isinstance(other, Heads):
             return Heads(e | other for e in self.entries)
         if len(other.entries) != len(self.entries):
-            raise ValueError(f"{self} and {other} have different numbers of entries: spread them to the same number first")
+            raise ValueError(
+                f"{self} and {other} have different numbers of entries: spread them to the same number first"
+            )
         return Heads(a | b for a, b in zip(self.entries, other.entries))
 
     def __ror__(self, other: Pattern) -> Pattern:

@@ -40,7 +40,7 @@ class Layers:
             text = str(selector).replace(" ", "")
             if not re.fullmatch(SELECTOR, text):
                 raise ValueError(
-                    f"layer selector {selector!r} must be an index, a slice, a layer type or '*', such as '0,-1' or '::4'"
+                    f"layer selector {selector!r} must be an index, a slice, a layer type or '*', such as '0,-1'"
                 )
             pattern = parse(given)
             if not isinstance(pattern, Pattern):
@@ -89,7 +89,9 @@ def select(selector: str, layers: int, kinds: Sequence[str | None] = ()) -> list
     for item in selector.split(","):
         if item == "*":
             if selector != "*":
-                raise ValueError(f"layer selector {selector!r}: '*' stands alone, for all layers that nothing else names")
+                raise ValueError(
+                    f"layer selector {selector!r}: '*' stands alone, for all layers that nothing else names"
+                )
             return list(range(layers))
         if ":" in item:
             parts = [int(p) if p else None for p in item.split(":")]

@@ -6,9 +6,12 @@ from __future__ import annotations
 PRESETS: dict[str, tuple[str, str]] = {
     "mistral": ("window:4096", "Mistral 7B, arXiv 2310.06825: a window of 4096 in every layer"),
     "streaming": ("window:1020+global:4", "StreamingLLM, arXiv 2309.17453: 4 sinks and 1020 recent tokens"),
-    "longformer": ("window:512+global:1", "Longformer, arXiv 2004.05150: window 512 and one global token, made causal"),
+    "longformer": (
+        "window:512+global:1",
+        "Longformer, arXiv 2004.05150: window 512 and one global token, made causal",
+    ),
     "bigbird": (
         "block:64,1+global:64+random:3,64,seed=0",
-        "BigBird, arXiv 2007.14062: blocks of 64, one block to the left, one global block, 3 random blocks, made causal",
+        "BigBird, arXiv 2007.14062: blocks of 64, one to the left, one global, 3 random, made causal",
     ),
 }

@@ -42,7 +42,7 @@ class Random(Pattern, name="random"):
         whole(self, "seed", self.seed, least=0)
 
     def draws(self, block: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
-        """The blocks seen by query blocks `block` (any shape): that shape plus (blocks,) of int64, -1 where none is left.
+        """The blocks that query blocks `block` (any shape) see: that shape plus (blocks,), int64, -1 where none.
 
         Floyd's sampling without replacement (Bentley and Floyd, 1987), driven by a counter-based hash.
         """

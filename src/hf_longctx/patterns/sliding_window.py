@@ -29,7 +29,7 @@ class SlidingWindow(Pattern, name="window"):
         whole(self, "window", self.window)
 
     def allows(self, q: Tensor, k: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
-        """q - k < window."""
+        """Q - k < window."""
         return q - k < self.window
 
     def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows:
@@ -41,7 +41,7 @@ class SlidingWindow(Pattern, name="window"):
         return (Strip(high=self.window),)
 
     def earliest(self, q: Tensor) -> Tensor:
-        """window - 1 tokens back."""
+        """Window - 1 tokens back."""
         return q - (self.window - 1)
 
     def keeps(self, position: Any, now: Any) -> Any:

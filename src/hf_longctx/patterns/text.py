@@ -1,9 +1,9 @@
 """The text form of patterns: one grammar for the command line, YAML and config.json.
 
-    window:1024+global:4            a union
-    heads(window:64|full)           by key-value head
-    0,-1=full;*=window:1024         by layer (see `Layers`)
-    longformer                      a preset
+window:1024+global:4            a union
+heads(window:64|full)           by key-value head
+0,-1=full;*=window:1024         by layer (see `Layers`)
+longformer                      a preset
 """
 
 from __future__ import annotations
@@ -43,15 +43,19 @@ def parse(text: str | Pattern | Layers) -> Pattern | Layers:
     if isinstance(text, Pattern | Layers):
         return text
     if not isinstance(text, str):
-        raise TypeError(f"attention is {text!r}: give a pattern such as SlidingWindow(1024), or text such as 'window:1024'")
+        raise TypeError(
+            f"attention is {text!r}: give a pattern such as SlidingWindow(1024), or text such as 'window:1024'"
+        )
     text = "".join(text.split())
     parts = _split(text, ";")
     if len(parts) > 1 or re.match(rf"{SELECTOR}=", text):
-        plan: dict[str, Pattern] = {}
+        plan: dict[str | int, Pattern | str] = {}
         for part in parts:
             match = re.match(rf"({SELECTOR})=(.+)$", part)
             if match is None:
-                raise ValueError(f"layer plan part {part!r} in {text!r} must read SELECTOR=PATTERN, such as '::4=full'")
+                raise ValueError(
+                    f"layer plan part {part!r} in {text!r} must read SELECTOR=PATTERN, such as '::4=full'"
+                )
             selector, body = match.group(1), match.group(2)
             if selector in plan:
                 raise ValueError(f"layer selector {selector!r} stands twice in {text!r}: name each selector once")
@@ -102,7 +106,9 @@ def _build(cls: type[Pattern], body: str) -> Pattern:
         if not equals:
             key, value = (order[i], part) if i < len(order) else ("", part)
         if key not in order or key in values:
-            raise ValueError(f"{cls.name} takes {len(order)} value(s), {usage}; {part!r} in {cls.name}:{body} does not fit")
+            raise ValueError(
+                f"{cls.name} takes {len(order)} value(s), {usage}; {part!r} in {cls.name}:{body} does not fit"
+            )
         values[key] = _value(value, hints[key], f"{cls.name}.{key}")
     missing = [name for name in order[: required(cls)] if name not in values]
     if missing:

@@ -1,0 +1,40 @@
+"""The command line: `hf-longctx`, also `python -m hf_longctx`. One file a command; each is a plain function.
+
+A user's mistake ends in one sentence on stderr and exit code 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    import typer
+
+    from hf_longctx.cli.describe import describe
+    from hf_longctx.cli.env import env
+    from hf_longctx.cli.models import models
+    from hf_longctx.cli.needle import needle
+    from hf_longctx.cli.patterns import patterns
+    from hf_longctx.cli.report import report
+    from hf_longctx.cli.rope import rope
+
+    app = typer.Typer(
+        name="hf-longctx",
+        help="Change how far a Hugging Face model sees, and measure what is left.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in (needle, report, rope, describe, patterns, models, env):
+        app.command()(command)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except (ValueError, TypeError, ImportError) as error:
+        if "--debug" in sys.argv or logging.getLogger("hf_longctx").isEnabledFor(logging.DEBUG):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,155 @@
+"""`hf-longctx needle`: what a model recalls at each length and depth, stock and patched."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def needle(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")],
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
+    ] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k,8k.")] = "1k,2k,4k,8k",
+    depths: Annotated[int, typer.Option("--depths", help="Depths from the beginning to the end of the text.")] = 5,
+    trials: Annotated[int, typer.Option("--trials", help="Times, each with other text and needles.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same token ids.")] = 0,
+    haystack: Annotated[
+        str | None,
+        typer.Option("--haystack", help="kjv, prose, filler, or a folder of text. [default: prose; demo: kjv]"),
+    ] = None,
+    values: Annotated[str, typer.Option("--values", help="What a needle holds: digits, words or uuid.")] = "digits",
+    needles: Annotated[
+        str, typer.Option("--needles", help="shared: distinct facts share a context; single: one a context.")
+    ] = "shared",
+    style: Annotated[
+        str, typer.Option("--style", help="prefix (template and answer's beginning), chat or base.")
+    ] = "prefix",
+    exact: Annotated[bool, typer.Option("--exact", help="Read every prompt afresh: slow, the same answers.")] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
+    ] = None,
+    no_stock: Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
+) -> None:
+    """Hide facts in text and ask for them at every length and depth, for a model and patched variants of it.
+
+    Raises:
+        ValueError: Settings that cannot work, or a folder that holds another run.
+        ModuleNotFoundError: A haystack or model whose package is missing.
+    """
+    # Read before the model is: a slip of the pen should not cost half a minute.
+    from hf_longctx.hf.loading import DEMO, load_model
+    from hf_longctx.measure.haystack import default_haystack, open_haystack
+    from hf_longctx.measure.needle import run_needle
+    from hf_longctx.measure.variants import as_variants
+
+    tokens = parse_lengths(lengths)
+    chosen = as_variants(variant or [], stock=not no_stock)
+    hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
+    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    try:
+        summary = run_needle(
+            network,
+            tokenizer,
+            variants=[one for one in chosen if one.definition()],
+            lengths=tokens,
+            depths=depths,
+            trials=trials,
+            seed=seed,
+            haystack=hay,
+            values=values,
+            needles=needles,
+            style=style,
+            exact=exact,
+            out=out,
+            stock=not no_stock,
+            on_row=_Lines(trials),
+            model_name=model,
+            command=shlex.join(["hf-longctx", *sys.argv[1:]]),
+        )
+    except KeyboardInterrupt:
+        kept = f"what was found is in {out}; the same command goes on from there" if out else "nothing was kept"
+        typer.echo(f"stopped: {kept}", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    _show(summary, out)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Read `1k,8k,1m`, where k is 1024 and m is 1024 x 1024.
+
+    Args:
+        text: lengths in tokens with commas between them.
+
+    Returns:
+        Lengths in the order given.
+
+    Raises:
+        ValueError: for a part that is no length.
+
+    >>> parse_lengths("512, 1k,1m")
+    [512, 1024, 1048576]
+    """
+    from hf_longctx.rope.text import read_length
+
+    try:
+        return [read_length(part.strip()) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--lengths {text!r} is no list of lengths: write whole numbers of tokens such as 512,1k,8k,1m "
+            "(k is 1024, m is 1024 x 1024)"
+        ) from None
+
+
+class _Lines:
+    """One line on stderr each time a length is done: the first result appears long before the last."""
+
+    def __init__(self, trials: int) -> None:
+        self._trials = trials
+        self._rows: list[dict[str, Any]] = []
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        from tqdm import tqdm
+
+        self._rows.append(row)
+        if row["kind"] != "control":
+            return
+        rows, self._rows = self._rows, []
+        marks = "".join({"hit": "+", "miss": "-"}.get(one["outcome"], "?") for one in rows[:-1])
+        trial = f" trial {row['trial'] + 1}" if self._trials > 1 else ""
+        hits, seconds = marks.count("+"), sum(one["seconds"] for one in rows)
+        tqdm.write(
+            f"{row['variant']:<12} {row['length']:>8,} tokens{trial}  {marks}  {hits}/{len(marks)} found, "
+            f"control {row['outcome']}, {seconds:.0f} s",
+            file=sys.stderr,
+        )
+
+
+def _show(summary: dict[str, Any], out: Path | None) -> None:
+    from rich.console import Console
+
+    from hf_longctx.measure.finding import finding
+    from hf_longctx.measure.report import terminal_table
+
+    console = Console()
+    console.print(terminal_table(summary))
+    spent = sum(entry["prefill"]["spent"] for entry in summary["variants"].values())
+    saved = sum(entry["prefill"]["saved"] for entry in summary["variants"].values())
+    lines = [f"prefill tokens: {spent:,} spent, {saved:,} saved against one prefill a cell", finding(summary)]
+    page = out / "report.html" if out is not None else None
+    if page is not None and page.is_file():
+        lines.append(f"page: {page}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,23 @@
+"""``hf-longctx report RUN``: write a run's page and picture again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `hf-longctx needle --out` wrote.")],
+) -> None:
+    """Write report.html and heatmap.png of a run, finished or not, and print their paths.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is not installed.
+        ValueError: The folder is no run, or has no rows yet.
+    """
+    from hf_longctx.measure.report import write
+
+    for path in write(run):
+        typer.echo(path)

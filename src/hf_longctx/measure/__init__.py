@@ -1,0 +1,27 @@
+"""Measuring what a model really recalls over its context, variant by variant.
+
+`run_needle` is the needle test. Everything else is reached by its module: `haystack` and `needles` for the material,
+`prompts`, `placement` and `grid` for what is asked, `probe` for how, `store` for the files, `stats` for the numbers
+and `report` for the page.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .needle import run_needle
+    from .variants import Variant, parse_variant
+
+__all__ = ["Variant", "parse_variant", "run_needle"]
+
+_HOMES = {"Variant": "variants", "parse_variant": "variants", "run_needle": "needle"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

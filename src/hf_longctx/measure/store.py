@@ -1,0 +1,160 @@
+"""A run's folder: rows as they happen, settings that must agree, a summary that is always whole.
+
+`rows.jsonl` grows by one full line a probe, so that a run killed at any moment loses no row but the one being written.
+`run.json` and `summary.json` are replaced as a whole, never half written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+"""Version of the files in a run's folder."""
+
+Key = tuple[str, int, int, float | None, str]
+"""What makes a row unique: variant, trial, length, depth, kind."""
+
+
+def row_key(row: Mapping[str, Any]) -> Key:
+    """The key of a row.
+
+    Args:
+        row: as in `rows.jsonl`.
+
+    Returns:
+        (variant, trial, length, depth, kind).
+    """
+    return row["variant"], row["trial"], row["length"], row["depth"], row["kind"]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file; its folder exists.
+        data: what `json` can write.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class RunStore:
+    """The rows and facts of one run, in a folder or, without one, in memory.
+
+    Args:
+        out: the folder; made if missing. None keeps everything in memory.
+        settings: whatever changes rows, as JSON types. A folder written with other settings is refused.
+        facts: what else `run.json` says, written once: command, versions, hardware, time.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings, another schema, something else, or a damaged row.
+    """
+
+    def __init__(self, out: Path | None, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        self.out = out
+        self.rows: dict[Key, dict[str, Any]] = {}
+        self.run: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), **facts, "variants": {}}
+        self._file: int | None = None
+        if out is None:
+            return
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"out={str(out)!r} is a file: choose a folder for the run")
+        if (out / "run.json").is_file():
+            self.run = _agreed(out, json.loads((out / "run.json").read_text(encoding="utf-8")), settings)
+        elif (out / "rows.jsonl").is_file():
+            raise ValueError(f"out={str(out)!r} holds rows.jsonl but no run.json: choose another --out")
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "run.json", self.run)
+        for row in _read_rows(out / "rows.jsonl"):
+            self.rows[row_key(row)] = row
+
+    def add_variant(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Note what a variant is, before its first row.
+
+        Args:
+            name: the variant's name.
+            facts: at least its `definition`, as JSON types.
+
+        Raises:
+            ValueError: if the run already knows that name with another definition.
+        """
+        known = self.run["variants"].get(name)
+        if known is not None and known["definition"] != facts["definition"]:
+            raise ValueError(
+                f"variant {name!r} is {facts['definition']} here and {known['definition']} in the run in "
+                f"{str(self.out)!r}: give it another name or choose another --out"
+            )
+        if known != facts:
+            self.run["variants"][name] = json.loads(json.dumps(facts))
+            if self.out is not None:
+                write_json(self.out / "run.json", self.run)
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Keep a row; it is on its way to disk, as one full line, when this returns.
+
+        Args:
+            row: as in `rows.jsonl`.
+        """
+        self.rows[row_key(row)] = row
+        if self.out is None:
+            return
+        if self._file is None:
+            self._file = os.open(self.out / "rows.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(self._file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+    def close(self) -> None:
+        """Let go of the rows file; adding another row opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _agreed(out: Path, run: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    if run.get("schema") != SCHEMA:
+        raise ValueError(
+            f"out={str(out)!r} was written with schema {run.get('schema')}, this version writes {SCHEMA}: "
+            "choose another --out"
+        )
+    now = json.loads(json.dumps(dict(settings)))
+    then = run["settings"]
+    changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+    if changed:
+        differences = ", ".join(f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed)
+        raise ValueError(
+            f"out={str(out)!r} holds a run with other settings: {differences}; choose another --out or the same "
+            "settings"
+        )
+    return run
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file; a last line torn by a kill is cut off."""
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    rows = []
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            row_key(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"line {number} of {path} is no row of a run: choose another --out") from error
+        rows.append(row)
+    return rows
