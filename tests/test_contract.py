@@ -8,6 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 import hf_longctx as lc
 from families import FAMILIES, build, dense, padding, tokens
+from hf_longctx.attention import BACKENDS, check_backend
 from hf_longctx.patterns import Full, Global, Heads, Layers, SlidingWindow, gallery
 
 LENGTH = 40
@@ -45,6 +46,7 @@ def check(logits, expected, mask):
 @pytest.mark.parametrize("side", ["none", "left", "right", "inner"])
 @pytest.mark.parametrize(("name", "family"), EVERYWHERE)
 def test_prefill(name, family, side):
+    """One forward over padded rows."""
     ids, mask = tokens(BATCH, LENGTH), padding(side, BATCH, LENGTH)
     expected = oracle(family, PATTERNS[name], ids, mask)
     model = lc.patch(build(family), attention=PATTERNS[name])
@@ -72,6 +74,40 @@ def test_with_a_cache(name, family, chunk):
                 ).logits
             )
     check(torch.cat(parts, 1), expected, mask)
+
+
+def usable(pattern, backend: str) -> bool:
+    each = [p for _, p in pattern.plan] if isinstance(pattern, Layers) else [pattern]
+    try:
+        for one in each:
+            check_backend(one, backend, device=torch.device("cpu"), dtype=torch.float32)
+    except ValueError:
+        return False
+    return True
+
+
+EXPLICIT = [(p, b) for p in PATTERNS for b in BACKENDS if b != "auto" and usable(PATTERNS[p], b)]
+
+
+def test_the_engine_is_among_the_backends_tested():
+    assert {("streaming", "tiled"), ("full", "tiled"), ("window", "tiled"), ("random", "reference")} <= set(EXPLICIT)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize(("name", "backend"), EXPLICIT)
+def test_every_backend(name, backend, family):
+    """Each backend by name, padded on the left, in one prefill and in chunks on a warm cache."""
+    ids, mask = tokens(2, LENGTH), padding("left", 2, LENGTH)
+    expected = oracle(family, PATTERNS[name], ids, mask)
+    model = lc.patch(build(family), attention=PATTERNS[name], backend=backend)
+    for chunk in (LENGTH, 9):
+        cache, parts = DynamicCache(config=model.config), []
+        with torch.no_grad():
+            for start in range(0, LENGTH, chunk):
+                stop = min(start + chunk, LENGTH)
+                step = {"position_ids": positions(mask)[:, start:stop], "past_key_values": cache}
+                parts.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], **step).logits)
+        check(torch.cat(parts, 1), expected, mask)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,7 @@ import torch
 
 from hf_longctx import is_patched
 from hf_longctx.measure import needle as module
-from hf_longctx.measure import run_needle
+from hf_longctx.measure import run_needle, subject
 from hf_longctx.measure.store import row_key
 
 VARIANTS = ["yarn2: rope=yarn:2", "window: attention=window:40+global:4"]
@@ -172,7 +172,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(model, tokenizer
         with pytest.raises(ValueError, match=message):
             run_needle(model, tokenizer, out=out, **(SETTINGS | change))
         assert not is_patched(model)
-    monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(subject, "free_memory", lambda device: 1000)
     with pytest.raises(ValueError, match="choose shorter lengths"):
         run_needle(model, tokenizer, out=out, **SETTINGS)
     assert not out.exists()

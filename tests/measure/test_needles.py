@@ -17,6 +17,11 @@ from hf_longctx.measure.needles import (
 )
 
 
+@pytest.mark.parametrize("kind", VALUE_KINDS)
+def test_every_relation_is_its_own(kind):
+    assert len(set(relations(kind))) == len(relations(kind)) >= 64
+
+
 def test_every_relation_has_its_own_words():
     contents = [
         frozenset(relation.split()) - {"the", "of", "for", "in", "at", "number", "code"} for relation in relations()

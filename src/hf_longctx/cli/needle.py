@@ -126,7 +126,9 @@ class _Lines:
         self._rows.append(row)
         if row["kind"] != "control":
             return
-        rows, self._rows = self._rows, []
+        cell = ("variant", "trial", "length")
+        rows = [one for one in self._rows if all(one[key] == row[key] for key in cell)]
+        self._rows = [one for one in self._rows if one not in rows]
         marks = "".join({"hit": "+", "miss": "-"}.get(one["outcome"], "?") for one in rows[:-1])
         trial = f" trial {row['trial'] + 1}" if self._trials > 1 else ""
         hits, seconds = marks.count("+"), sum(one["seconds"] for one in rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_longctx.hf.attention import stored_plan
+from hf_longctx.hf.attention import NAME, stored_plan
 from hf_longctx.hf.patching import patch
 
 
@@ -36,6 +36,8 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
     for name, value in stored["original"].items():
         setattr(config, name, value)
     delattr(config, "longctx")
+    if kwargs.get("attn_implementation") == NAME:  # `patch` sets it; unpatching must lead back to an ordinary one
+        del kwargs["attn_implementation"]
     model = AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
     patch(
         model,

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .environment import free_memory, hardware, versions
+from .environment import hardware, versions
 from .grid import Grid, Probe, build_grid, group, spent_tokens
 from .haystack import Haystack, open_haystack, unique_share
 from .needles import is_hit
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
 from .store import SCHEMA, RunStore, write_json
+from .subject import check_memory, held_at, learned_positions, length_dependent, look_at, patched_as, switches_rope
 from .variants import Variant, as_variants
 
 logger = logging.getLogger(__name__)
@@ -94,11 +95,11 @@ def run_needle(
         mode=needles,
         style=style,
         seed=seed,
-        longest=_learned_positions(model),
+        longest=learned_positions(model),
     )
-    _check_memory(model, max(grid.lengths))
+    check_memory(model, max(grid.lengths))
     asked = {trial: grid.probes(trial) for trial in range(trials)}
-    looked_at = {variant.name: _look_at(model, variant) for variant in chosen}
+    looked_at = {variant.name: look_at(model, variant) for variant in chosen}
     store = RunStore(
         Path(out) if out is not None else None,
         _settings(model, tokenizer, grid, style=style, exact=exact, model_name=model_name),
@@ -152,8 +153,8 @@ class _Work:
                 self._keep(probe, outcome="invalid", reason=probe.reason)
         if all(probe.reason is not None for probe in pending):
             return
-        with _patched(model, self.variant):
-            by_length, at_once = _length_dependent(model), _switches_rope(model)
+        with patched_as(model, self.variant):
+            by_length, at_once = length_dependent(model), switches_rope(model)
             if by_length or at_once:
                 share = "no prompt shares a reading" if at_once else "each length is read by itself"
                 logger.info("%s: RoPE depends on the length, so %s", self.variant.name, share)
@@ -165,7 +166,7 @@ class _Work:
             total = sum(spent[probe.length, probe.depth] for probe in pending if probe.reason is None)
             with self._bar(total) as advance:
                 for members in groups:
-                    held = _held(model, members[0].length) if by_length else contextlib.nullcontext()
+                    held = held_at(model, members[0].length) if by_length else contextlib.nullcontext()
                     with held:
                         reader = Reader(model, chunk=members[-1].length if at_once else CHUNK, on_tokens=advance)
                         # One at a time: a prompt of its own for every cell at once would fill the memory.
@@ -251,88 +252,6 @@ class _Work:
 
 def _advance(bar: Any, tokens: int) -> None:
     bar.update(tokens)
-
-
-def _patched(model: Any, variant: Variant) -> contextlib.AbstractContextManager[Any]:
-    definition = variant.definition()
-    if not definition:
-        return contextlib.nullcontext(model)
-    from hf_longctx import patched
-
-    return patched(model, **definition)
-
-
-def _length_dependent(model: Any) -> bool:
-    from ..hf.rotary import length_dependent
-
-    return bool(length_dependent(model))
-
-
-def _switches_rope(model: Any) -> bool:
-    """Does transformers itself change the frequencies of this model with the length of a forward call?
-
-    Then a cache that was filled in pieces holds keys rotated in different ways, and a prompt has to be read at once.
-    """
-    config = model.config.get_text_config(decoder=True)
-    given = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in given.values() if isinstance(value, dict)]
-    kinds = {parameters.get("rope_type") for parameters in (nested or [given])}
-    return not _length_dependent(model) and bool(kinds & {"dynamic", "longrope"})
-
-
-def _held(model: Any, length: int) -> contextlib.AbstractContextManager[Any]:
-    from ..hf.rotary import held_length
-
-    return held_length(model, length)
-
-
-def _look_at(model: Any, variant: Variant) -> dict[str, Any]:
-    """What a variant is, by patching once: a definition that cannot work fails here, before anything has run."""
-    from hf_longctx import describe
-
-    with _patched(model, variant):
-        plan = describe(model).to_dict()
-        config = model.config.get_text_config(decoder=True)
-        return {
-            "definition": variant.definition(),
-            "claimed": getattr(config, "max_position_embeddings", None),
-            "plan": plan,
-            "dispatched": {"implementation": config._attn_implementation, **_backends(plan)},
-            "per_length": _length_dependent(model) or _switches_rope(model),
-        }
-
-
-def _backends(plan: Mapping[str, Any]) -> dict[str, str]:
-    """Attention pattern to the backend that computes it."""
-    layers = plan.get("layers", [])
-    return {str(layer.get("pattern", "attention")): str(layer["backend"]) for layer in layers if "backend" in layer}
-
-
-def _learned_positions(model: Any) -> int | None:
-    """Positions of a model that learned an embedding for each; None where any length can be read."""
-    import torch
-
-    for name, part in model.named_modules():
-        if isinstance(part, torch.nn.Embedding) and ("wpe" in name or "position" in name):
-            return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None
-
-
-def _check_memory(model: Any, length: int) -> None:
-    """Refuse a length whose keys and values alone do not fit in free memory."""
-    config = model.config.get_text_config(decoder=True)
-    if not getattr(config, "num_attention_heads", None):
-        return
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    need = 2 * kinds.count("full_attention") * heads * size * length * model.dtype.itemsize
-    free = free_memory(str(model.device))
-    if free is not None and need > free:
-        raise ValueError(
-            f"lengths: {length} tokens need {need / 2**30:.1f} GiB of keys and values and {free / 2**30:.1f} GiB are "
-            "free: choose shorter lengths, a smaller dtype or a larger machine"
-        )
 
 
 def _settings(

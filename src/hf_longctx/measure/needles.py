@@ -83,6 +83,11 @@ the luggage number of the grey suitcase|the pattern number of the parlour wallpa
 the emergency code of the cable car|the guest number of the famous poet
 """)
 
+_WORD_NOUNS = _items("""
+code name|password|secret word|nickname|code word|motto|passphrase|trade name|mascot|cover name|label|project name
+""")
+_OWNER = re.compile(r" (of|for|from|in|at|behind|off) .*")
+
 _ADJECTIVES = _items("""
 amber|brave|calm|crimson|dusty|eager|frozen|gentle|golden|hollow|humble|icy|ivory|jagged|keen|lively|mellow
 misty|narrow|noble|olive|pale|polished|proud|quiet|rapid|rustic|scarlet|shiny|silent|silver|sleepy|steady|stormy
@@ -117,16 +122,27 @@ class Needle:
     kind: str
 
 
-def relations() -> tuple[str, ...]:
+def relations(kind: str = "digits") -> tuple[str, ...]:
     """The bank: every relation once, in a fixed order.
+
+    Args:
+        kind: one of `VALUE_KINDS`; what holds words is called a code name or a motto, not a number.
 
     Returns:
         At least 64 distinct phrases.
 
     >>> len(relations()) >= 64 and len(set(relations())) == len(relations())
     True
+    >>> relations()[2], relations("words")[2]
+    ('the serial number of the blue piano', 'the secret word of the blue piano')
     """
-    return tuple(_RELATIONS)
+    if kind != "words":
+        return tuple(_RELATIONS)
+    owners = [_OWNER.search(relation) for relation in _RELATIONS]
+    return tuple(
+        relation if owner is None else f"the {_WORD_NOUNS[index % len(_WORD_NOUNS)]}{owner.group()}"
+        for index, (relation, owner) in enumerate(zip(_RELATIONS, owners))
+    )
 
 
 def draw_value(kind: str, rng: random.Random) -> str:
@@ -168,7 +184,7 @@ def make_needle(index: int, value: str, kind: str) -> Needle:
     >>> make_needle(0, "4071223", "digits").sentence
     'The access code for the north gate is 4071223.'
     """
-    relation = relations()[index]
+    relation = relations(kind)[index]
     sentence, question, prefix = _FORMS[index % len(_FORMS)]
     capital = relation[0].upper() + relation[1:]
     return Needle(

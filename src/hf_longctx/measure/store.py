@@ -92,6 +92,7 @@ class RunStore:
         Raises:
             ValueError: if the run already knows that name with another definition.
         """
+        facts = json.loads(json.dumps(facts))
         known = self.run["variants"].get(name)
         if known is not None and known["definition"] != facts["definition"]:
             raise ValueError(
@@ -99,7 +100,7 @@ class RunStore:
                 f"{str(self.out)!r}: give it another name or choose another --out"
             )
         if known != facts:
-            self.run["variants"][name] = json.loads(json.dumps(facts))
+            self.run["variants"][name] = facts
             if self.out is not None:
                 write_json(self.out / "run.json", self.run)
 

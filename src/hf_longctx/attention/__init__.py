@@ -1,0 +1,5 @@
+"""How attention under a pattern is computed."""
+
+from hf_longctx.attention.attend import BACKENDS, attend, check_backend, choose
+
+__all__ = ["BACKENDS", "attend", "check_backend", "choose"]

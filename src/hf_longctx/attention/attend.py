@@ -1,0 +1,269 @@
+"""The public operator: attention under a pattern, and the choice of how it is computed."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from functools import lru_cache
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from hf_longctx.attention import decode, dense, kernels, reference, tiled
+from hf_longctx.attention.layout import Layout
+from hf_longctx.patterns import Heads, Pattern, parse
+
+logger = logging.getLogger(__name__)
+
+#: What `backend` may be.
+BACKENDS = ("auto", "reference", "dense", "tiled", "flex", "flash")
+
+#: Keys from which the engine beats one dense call under a mask (`evals/bench/attention.py` prints the comparison).
+BREAK_EVEN = 256
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern | str,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    valid: Tensor | None = None,
+    segments: Tensor | None = None,
+    layer: int = 0,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Causal attention in which each token sees the keys that a pattern allows. Differentiable.
+
+    Queries are the last Lq of the Lk tokens. Patterns speak of logical positions: a token's index among the real
+    tokens of its own document. A row that may see no key, and a padding row, is exactly 0, and so are its gradients.
+
+    Args:
+        query: (B, Hq, Lq, D), any floating dtype.
+        key: (B, Hkv, Lk, D); Hq is a multiple of Hkv, and Lq at most Lk.
+        value: (B, Hkv, Lk, Dv).
+        pattern: a pattern, or its text form such as `window:1024+global:4`.
+        scale: factor on the scores, 1/sqrt(D) if None.
+        backend: how to compute it: `auto`, `reference` (float32, slow, for tests), `dense` (one call under a mask) or
+            `tiled` (cost follows the visible pairs). A name given is never replaced by another.
+        valid: (B, Lk) bool, False for padding.
+        segments: (B, Lk) integer ids of packed documents: each maximal run of equal ids is a document.
+        layer: index of the layer, for patterns that depend on it.
+        positions: (B or 1, Lk) integer logical positions, negative for padding, in place of `valid`: for caches from
+            which keys have been dropped.
+
+    Returns:
+        (B, Hq, Lq, Dv) in the query's dtype.
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: shapes do not fit, the backend is unknown, or it cannot do what is asked.
+
+    >>> from hf_longctx.patterns import Global, SlidingWindow
+    >>> q, k, v = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    >>> out = attend(q, k, v, SlidingWindow(2) | Global(1))
+    >>> out.shape, torch.allclose(out, attend(q, k, v, "window:2+global:1", backend="reference"), atol=1e-6)
+    (torch.Size([1, 4, 6, 8]), True)
+    """
+    pattern = _pattern(pattern)
+    _check(query, key, value, valid, segments, positions)
+    _check_backend(backend)
+    scale = _scale(scale, query.shape[-1])
+    kv_heads = key.shape[1]
+    group = query.shape[1] // kv_heads
+    each = pattern.spread(kv_heads) if isinstance(pattern, Heads) else (pattern,) * kv_heads
+    layout = Layout.of(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
+    if query.numel() == 0:
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+    outs, head = [], 0
+    for one, run in groupby(each):
+        stop = head + len(list(run))
+        q, k, v = query[:, head * group : stop * group], key[:, head:stop], value[:, head:stop]
+        outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
+        head = stop
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+
+def choose(
+    pattern: Pattern | str,
+    *,
+    n: int,
+    rows: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    needs_grad: bool = False,
+) -> tuple[str, str]:
+    """The backend that `auto` takes, and why. A pure function of its arguments.
+
+    Args:
+        pattern: the pattern.
+        n: number of keys.
+        rows: number of query rows, `n` if None.
+        device: where the tensors are.
+        dtype: their dtype.
+        needs_grad: whether gradients are wanted.
+
+    >>> choose("window:1024", n=16384)
+    ('tiled', 'cost follows the visible pairs')
+    >>> choose("window:64", n=100)
+    ('dense', 'short: below 256 keys one call under a mask is as fast')
+    """
+    pattern = _pattern(pattern)
+    if rows is not None and rows <= min(decode.FEW, n - 1):
+        return "dense", f"at most {decode.FEW} query rows: one call over the visible keys"
+    if n < BREAK_EVEN:
+        return "dense", f"short: below {BREAK_EVEN} keys one call under a mask is as fast"
+    reason = tiled.cannot(pattern, device=torch.device(device), dtype=dtype, needs_grad=needs_grad)
+    if reason is None:
+        return "tiled", "cost follows the visible pairs"
+    return "dense", f"a few rows at a time under a mask, because the tiled engine cannot: {reason}"
+
+
+def check_backend(pattern: Pattern, backend: str, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError unless `backend` can compute `pattern` there; for callers that must know beforehand."""
+    _check_backend(backend)
+    reason = tiled.cannot(pattern, device=device, dtype=dtype, needs_grad=False) if backend == "tiled" else None
+    if reason:
+        raise ValueError(f"backend is 'tiled', which cannot compute {pattern} here: {reason}. Use backend='auto'")
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    layout: Layout,
+    *,
+    scale: float,
+    backend: str,
+    layer: int,
+    head: int,
+) -> Tensor:
+    """Attention of heads that share one pattern, by the backend asked for."""
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    unfit = kernels.misfit(query.shape[-1], value.shape[-1])
+    compute = {"reference": reference.attend, "dense": dense.attend}.get(backend)
+    if backend == "auto":
+        chosen, reason = choose(
+            pattern,
+            n=layout.keys,
+            rows=layout.queries,
+            device=query.device,
+            dtype=query.dtype,
+            needs_grad=needs_grad,
+        )
+        if chosen == "tiled" and unfit is not None:
+            chosen, reason = "dense", f"a few rows at a time under a mask, because the tiled engine cannot: {unfit}"
+        _announce(str(pattern), chosen, reason)
+        few = layout.queries <= min(decode.FEW, layout.keys - 1)
+        compute = decode.attend if few else dense.attend if chosen == "dense" else None
+    if compute is not None:
+        return compute(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
+    why = tiled.cannot(pattern, device=query.device, dtype=query.dtype, needs_grad=needs_grad) or unfit
+    if why is not None:
+        raise ValueError(f"backend is 'tiled', which cannot compute {pattern} here: {why}. Use backend='auto'")
+    return tiled.attend(query, key, value, pattern, layout, scale=scale)
+
+
+@lru_cache(maxsize=1024)
+def _announce(pattern: str, backend: str, reason: str) -> None:
+    """Log a choice, once each."""
+    logger.info("attention %s: backend %s (%s)", pattern, backend, reason)
+
+
+def _pattern(pattern: Pattern | str) -> Pattern:
+    if isinstance(pattern, str):
+        parsed = parse(pattern)
+        if isinstance(parsed, Pattern):
+            return parsed
+        raise TypeError(f"pattern is {pattern!r}, which differs by layer: give the pattern of one layer")
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern is {pattern!r}: it must be a pattern such as SlidingWindow(1024), or its text form")
+    return pattern
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"backend is {backend!r}: {hint}it must be one of {', '.join(BACKENDS)}")
+    if backend == "flex":
+        raise ValueError("backend is 'flex', which this version does not have yet: use 'auto', 'tiled' or 'dense'")
+    if backend == "flash":
+        raise ValueError(
+            "backend is 'flash', which needs a CUDA device and is not in this version yet: use 'auto' or 'dense'"
+        )
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(head_dim)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"scale is {scale!r}: it must be a number, or None for 1/sqrt({head_dim})")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}: it must be finite, or None for 1/sqrt({head_dim})")
+    return float(scale)
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, segments: Tensor | None, positions: Tensor | None
+) -> None:
+    """Raise for tensors that do not fit together, naming the first that does not."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is {type(x).__name__}: it must be a tensor (batch, heads, length, head size)")
+        if x.dim() != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}: it must be (batch, heads, length, head size)")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}: it must be floating point, such as torch.float32")
+        if x.dtype != query.dtype or x.device != query.device:
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}: "
+                "convert them to the same"
+            )
+    (batch, heads, rows, size), (kv_batch, kv_heads, keys, kv_size) = query.shape, key.shape
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(f"value has shape {tuple(value.shape)}: all but the last must equal key's {tuple(key.shape)}")
+    if kv_batch != batch or kv_size != size:
+        raise ValueError(
+            f"key has shape {tuple(key.shape)}: its batch and head size must equal query's {tuple(query.shape)}"
+        )
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"query has {heads} heads: it must be a multiple of the {kv_heads} key-value heads")
+    if rows > keys:
+        raise ValueError(
+            f"query has {rows} rows, but there are only {keys} keys: "
+            "queries are the last tokens of the keys, so pass all keys"
+        )
+    if valid is not None and positions is not None:
+        raise ValueError(
+            "valid and positions are both given: mark padding by negative positions, or leave positions out"
+        )
+    _check_tokens("valid", valid, query, keys)
+    _check_tokens("segments", segments, query, keys)
+    _check_tokens("positions", positions, query, keys)
+
+
+def _check_tokens(name: str, x: Tensor | None, query: Tensor, keys: int) -> None:
+    """Raise unless `x` is None or says one thing of each key."""
+    if x is None:
+        return
+    batch = query.shape[0]
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is {type(x).__name__}: it must be a tensor (batch, keys)")
+    if name == "valid" and x.dtype != torch.bool:
+        raise TypeError(f"valid has dtype {x.dtype}: it must be torch.bool, True for real tokens; use mask.bool()")
+    if name != "valid" and x.dtype not in _INTEGERS:
+        raise TypeError(f"{name} has dtype {x.dtype}: it must be whole numbers, such as torch.int64")
+    batches = {batch, 1} if name == "positions" else {batch}
+    if x.dim() != 2 or x.shape[0] not in batches or x.shape[1] != keys:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: it must be {(batch, keys)}, one entry for each key")
+    if x.device != query.device:
+        raise ValueError(f"{name} is on {x.device}, but query is on {query.device}: move it there")

@@ -1,0 +1,97 @@
+"""One dense call under a mask: right for every pattern, fast where the input is short."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from hf_longctx.attention.layout import Layout
+from hf_longctx.patterns import Pattern
+
+#: Mask elements held at once. Longer inputs are taken a few rows at a time.
+_MASK = 1 << 24
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    layout: Layout,
+    *,
+    scale: float,
+    layer: int = 0,
+    head: int = 0,
+) -> Tensor:
+    """PyTorch's attention under the pattern as a mask. Arguments and result as in `reference.attend`.
+
+    Long inputs are taken a few rows at a time; for training, each part is computed again in the backward pass, so that
+    the masks of all parts never exist together.
+    """
+    kv_heads = key.shape[1]
+    heads = range(head, head + kv_heads)
+    group = query.shape[1] // kv_heads
+    rows = 1 if layout.positions is None else layout.positions.shape[0]
+    masks = rows * group * (kv_heads if pattern.by_head else 1)
+    step = max(1, _MASK // (masks * layout.keys))
+    if layout.queries <= step:
+        seen = layout.visible(
+            pattern, (0, layout.queries), (0, layout.keys), device=query.device, layer=layer, heads=heads
+        )
+        return masked(query, key, value, seen, scale=scale)
+
+    ordered = layout.ordered()
+    first = layout.keys - layout.queries
+
+    def part(query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        stop = min(start + step, layout.queries)
+        end = first + stop if ordered else layout.keys
+        seen = layout.visible(pattern, (start, stop), (0, end), device=query.device, layer=layer, heads=heads)
+        return masked(query[:, :, start:stop], key[:, :, :end], value[:, :, :end], seen, scale=scale)
+
+    starts = range(0, layout.queries, step)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
+        parts = [checkpoint(part, query, key, value, start, use_reentrant=False) for start in starts]
+    else:
+        parts = [part(query, key, value, start) for start in starts]
+    return torch.cat([p for p in parts if p is not None], dim=2)
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, *, scale: float) -> Tensor:
+    """One call under a mask.
+
+    Args:
+        query: (B, Hq, R, D).
+        key: (B, Hkv, K, D).
+        value: (B, Hkv, K, Dv).
+        seen: bool (B or 1, Hkv or 1, R, K), or None where all is seen.
+        scale: factor on the scores.
+
+    Returns:
+        (B, Hq, R, Dv); 0 where a row sees no key, in gradients too. Keys that no row sees are not read.
+    """
+    kv_heads = key.shape[1]
+    group = query.shape[1] // kv_heads
+    blind = None
+    if seen is not None:
+        blind, unseen = ~seen.any(-1, keepdim=True), ~seen.any(-2).unsqueeze(-1)
+        if bool(unseen.any()):
+            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        if not bool(blind.any()):
+            blind = None
+        if bool(seen.all()):
+            seen = None
+    q = query.unflatten(1, (kv_heads, group))  # (B, Hkv, G, R, D)
+    if blind is not None and seen is not None:
+        q = q.masked_fill(blind[:, :, None], 0)
+        seen = seen | blind
+    # The query heads of a group become rows of one problem, so that no key is repeated.
+    if seen is not None and group > 1:
+        seen = seen[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
+    out = scaled_dot_product_attention(q.flatten(2, 3), key, value, attn_mask=seen, scale=scale)
+    out = out.unflatten(2, (group, -1))
+    if blind is not None:
+        out = out.masked_fill(blind[:, :, None], 0)
+    return out.flatten(1, 2)

@@ -1,0 +1,139 @@
+"""Where the tokens are: which stored key belongs to which document, at which logical position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_longctx.patterns import Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The tokens of one call. Queries are the last `queries` of the stored tokens.
+
+    Attributes:
+        queries: number of query rows, Lq.
+        keys: number of stored keys, Lk.
+        positions: (B or 1, Lk) int64 logical positions, -1 for padding; None where they are 0 to Lk - 1.
+        documents: (B or 1, Lk) int64 document numbers; None where there is one document.
+        given: True where the caller named the positions, which may then have gaps and any order.
+    """
+
+    queries: int
+    keys: int
+    positions: Tensor | None = None
+    documents: Tensor | None = None
+    given: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        queries: int,
+        keys: int,
+        *,
+        valid: Tensor | None = None,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Layout:
+        """Number the real tokens of each document from 0.
+
+        Documents are the maximal runs of equal ids among the stored tokens, padding included: a padding token with
+        an id of its own ends the document, one with the document's id does not.
+
+        Args:
+            queries: number of query rows.
+            keys: number of stored keys.
+            valid: (B, Lk) bool, False for padding.
+            segments: (B, Lk) integer ids of packed documents.
+            positions: (B or 1, Lk) integer logical positions, negative for padding.
+
+        >>> real = torch.tensor([[False, True, True, True, True]])
+        >>> layout = Layout.of(5, 5, segments=torch.tensor([[7, 7, 7, 2, 2]]), valid=real)
+        >>> layout.positions.tolist(), layout.documents.tolist()
+        ([[-1, 0, 1, 0, 1]], [[0, 0, 0, 1, 1]])
+        """
+        documents = None
+        if segments is not None:
+            new = torch.zeros_like(segments, dtype=torch.bool)
+            new[:, 1:] = segments[:, 1:] != segments[:, :-1]
+            documents = new.cumsum(1)
+        if positions is not None:
+            # The common case, one document from its start, is worth a look: everything is cheaper then. On other
+            # devices looking would make the host wait.
+            if documents is None and positions.device.type == "cpu" and bool((positions == torch.arange(keys)).all()):
+                return cls(queries, keys)
+            return cls(queries, keys, positions.long().clamp(min=-1), documents, given=True)
+        if valid is not None:
+            real = valid
+        elif documents is not None:
+            real = torch.ones_like(documents, dtype=torch.bool)
+        else:
+            return cls(queries, keys)
+        before = real.cumsum(1) - real.long()  # real tokens stored earlier
+        if documents is not None:
+            before = before - torch.where(new, before, 0).cummax(1).values
+        return cls(queries, keys, torch.where(real, before, -1), documents)
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is one document and no padding."""
+        return self.positions is None and self.documents is None
+
+    def ordered(self) -> bool:
+        """Whether no key stored after a query can be visible to it."""
+        if not self.given or self.positions is None:
+            return True
+        if self.documents is not None:
+            return False
+        highest = self.positions.cummax(1).values
+        later = self.positions[:, 1:]
+        return bool(((later < 0) | (later > highest[:, :-1])).all())
+
+    def visible(
+        self,
+        pattern: Pattern,
+        rows: tuple[int, int],
+        keys: tuple[int, int] | Tensor,
+        *,
+        device: torch.device,
+        layer: int = 0,
+        heads: range = range(1),
+    ) -> Tensor:
+        """Which keys the rows may see, padding, documents and causality included.
+
+        Args:
+            pattern: the rule.
+            rows: first and one past the last query row.
+            keys: first and one past the last stored key, or their indices, (S,) or (B or 1, S).
+            device: where the mask shall be.
+            layer: index of the layer, for patterns that depend on it.
+            heads: indices of the key-value heads, for patterns that depend on them.
+
+        Returns:
+            Bool tensor (B or 1, heads or 1, rows, keys).
+        """
+        at = torch.arange(*keys, device=device) if isinstance(keys, tuple) else keys
+        at = at if at.dim() == 2 else at[None]
+        first = self.keys - self.queries
+        row = torch.arange(first + rows[0], first + rows[1], device=device)[None]
+        if self.positions is None:
+            q, k = row, at
+        else:
+            q, k = (_take(self.positions, i) for i in (row, at))
+        q, k = q[:, None, :, None], k[:, None, None, :]
+        seen = (k <= q) & (k >= 0)
+        if self.documents is not None:
+            seen = seen & (_take(self.documents, row)[:, None, :, None] == _take(self.documents, at)[:, None, None, :])
+        # A rule need not know about padding: show it real positions only.
+        q, k = q.clamp(min=0), k.clamp(min=0)
+        each = [pattern.allows(q, k, layer=layer, head=h) for h in (heads if pattern.by_head else heads[:1])]
+        return seen & (each[0] if len(each) == 1 else torch.cat([e.expand(seen.shape) for e in each], dim=1))
+
+
+def _take(table: Tensor, at: Tensor) -> Tensor:
+    """Look `at` (B or 1, S) up in `table` (B or 1, Lk), row by row."""
+    batch = max(table.shape[0], at.shape[0])
+    return table.expand(batch, -1).gather(1, at.expand(batch, -1))

@@ -1,0 +1,152 @@
+"""The model under test: how to patch it, what it then is, and what it allows to be shared or read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from .environment import free_memory
+from .variants import Variant
+
+
+def patched_as(model: Any, variant: Variant) -> contextlib.AbstractContextManager[Any]:
+    """The model as a variant, for as long as the context lasts.
+
+    Args:
+        model: a Hugging Face causal LM, not patched.
+        variant: what to make of it; `stock` leaves it alone.
+
+    Returns:
+        A context manager.
+
+    Raises:
+        ValueError: for a definition that cannot work on this model.
+    """
+    definition = variant.definition()
+    if not definition:
+        return contextlib.nullcontext(model)
+    from hf_longctx import patched
+
+    return patched(model, **definition)
+
+
+def look_at(model: Any, variant: Variant) -> dict[str, Any]:
+    """What a variant is, by patching once: a definition that cannot work fails here, before anything has run.
+
+    Args:
+        model: a Hugging Face causal LM, not patched.
+        variant: what to make of it.
+
+    Returns:
+        `definition`, `claimed` (tokens, from the variant's own config), `plan` (what `describe` gives), `dispatched`
+        (transformers' attention implementation, and the backend of each pattern) and `per_length` (whether no length
+        can be read on to the next).
+    """
+    from hf_longctx import describe
+
+    with patched_as(model, variant):
+        plan = describe(model).to_dict()
+        config = model.config.get_text_config(decoder=True)
+        return {
+            "definition": variant.definition(),
+            "claimed": getattr(config, "max_position_embeddings", None),
+            "plan": plan,
+            "dispatched": {"implementation": config._attn_implementation, **_backends(plan)},
+            "per_length": length_dependent(model) or switches_rope(model),
+        }
+
+
+def length_dependent(model: Any) -> bool:
+    """Does RoPE, as patched, depend on the length? Then each length is read by itself, held at its frequencies.
+
+    Args:
+        model: a Hugging Face causal LM, patched or not.
+
+    Returns:
+        True if so.
+    """
+    from hf_longctx.hf import rotary
+
+    return bool(rotary.length_dependent(model))
+
+
+def held_at(model: Any, length: int) -> contextlib.AbstractContextManager[Any]:
+    """Hold a RoPE that depends on the length at one length.
+
+    Args:
+        model: a Hugging Face causal LM, patched.
+        length: tokens in all.
+
+    Returns:
+        A context manager.
+    """
+    from hf_longctx.hf import rotary
+
+    return rotary.held_length(model, length)
+
+
+def switches_rope(model: Any) -> bool:
+    """Does transformers itself change the frequencies of this model with the length of a forward call?
+
+    Then a cache that was filled in pieces holds keys rotated in different ways, and a prompt has to be read at once.
+
+    Args:
+        model: a Hugging Face causal LM, patched or not.
+
+    Returns:
+        True for native dynamic NTK and LongRoPE.
+    """
+    config = model.config.get_text_config(decoder=True)
+    given = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in given.values() if isinstance(value, dict)]
+    kinds = {parameters.get("rope_type") for parameters in (nested or [given])}
+    return not length_dependent(model) and bool(kinds & {"dynamic", "longrope"})
+
+
+def learned_positions(model: Any) -> int | None:
+    """Positions of a model that learned an embedding for each.
+
+    Args:
+        model: a Hugging Face causal LM.
+
+    Returns:
+        Tokens, or None where any length can be read.
+    """
+    import torch
+
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Embedding) and ("wpe" in name or "position" in name):
+            return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return None
+
+
+def check_memory(model: Any, length: int) -> None:
+    """Refuse a length whose keys and values alone do not fit in free memory.
+
+    Args:
+        model: a Hugging Face causal LM, not patched.
+        length: tokens.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if not getattr(config, "num_attention_heads", None):
+        return
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    need = 2 * kinds.count("full_attention") * heads * size * length * model.dtype.itemsize
+    free = free_memory(str(model.device))
+    if free is not None and need > free:
+        raise ValueError(
+            f"lengths: {length} tokens need {need / 2**30:.1f} GiB of keys and values and {free / 2**30:.1f} GiB are "
+            "free: choose shorter lengths, a smaller dtype or a larger machine"
+        )
+
+
+def _backends(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Attention pattern to the backend that computes it."""
+    layers = plan.get("layers", [])
+    return {str(layer.get("pattern", "attention")): str(layer["backend"]) for layer in layers if "backend" in layer}

@@ -1,0 +1,100 @@
+"""The public operator: bad input, and the choice of backend."""
+
+import logging
+
+import pytest
+import torch
+
+from hf_longctx.attention import BACKENDS, attend, choose
+from hf_longctx.patterns import Dilated, Full, Heads, Random, SlidingWindow
+
+Q, K = torch.randn(2, 4, 10, 8), torch.randn(2, 2, 12, 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "change"),
+    [
+        (ValueError, ["backend", "'tilde'", "'tiled'", "reference"], {"backend": "tilde"}),
+        (ValueError, ["flex", "auto"], {"backend": "flex"}),
+        (ValueError, ["flash", "CUDA", "auto"], {"backend": "flash"}),
+        (ValueError, ["tiled", "dilated:4,2", "auto"], {"backend": "tiled", "pattern": Dilated(4, 2)}),
+        (ValueError, ["head size", "8 and 6"], {"backend": "tiled", "value": torch.randn(2, 2, 12, 6)}),
+        (TypeError, ["pattern", "42", "SlidingWindow"], {"pattern": 42}),
+        (ValueError, ["windw"], {"pattern": "windw:4"}),
+        (TypeError, ["pattern", "layer"], {"pattern": "0=full;*=window:4"}),
+        (TypeError, ["query", "list"], {"query": [1]}),
+        (ValueError, ["key", "(2, 12, 8)"], {"key": K[:, 0]}),
+        (TypeError, ["query", "int64", "float"], {"query": Q.long()}),
+        (ValueError, ["key", "float64", "float32"], {"key": K.double()}),
+        (ValueError, ["value", "(2, 2, 11, 8)"], {"value": K[:, :, :11]}),
+        (ValueError, ["head size", "(2, 4, 10, 7)"], {"query": Q[..., :7]}),
+        (ValueError, ["3 heads", "multiple", "2"], {"query": Q[:, :3]}),
+        (ValueError, ["13 rows", "12 keys"], {"query": torch.randn(2, 4, 13, 8)}),
+        (TypeError, ["valid", "bool"], {"valid": torch.ones(2, 12)}),
+        (ValueError, ["valid", "(2, 10)", "(2, 12)"], {"valid": torch.ones(2, 10, dtype=torch.bool)}),
+        (TypeError, ["segments", "float32"], {"segments": torch.ones(2, 12)}),
+        (ValueError, ["segments", "(1, 12)"], {"segments": torch.ones(1, 12, dtype=torch.int64)}),
+        (TypeError, ["positions", "list"], {"positions": [[1]]}),
+        (
+            ValueError,
+            ["valid", "positions"],
+            {"positions": torch.arange(12)[None], "valid": torch.ones(2, 12, dtype=torch.bool)},
+        ),
+        (TypeError, ["scale", "'big'"], {"scale": "big"}),
+        (ValueError, ["scale", "nan"], {"scale": float("nan")}),
+        (ValueError, ["3", "2"], {"pattern": Heads([Full(), SlidingWindow(4), Full()])}),
+    ],
+)
+def test_bad_input_is_named(kind, words, change):
+    call = {"query": Q, "key": K, "value": K, "pattern": Full()} | change
+    with pytest.raises(kind) as caught:
+        attend(**call)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_backend_of_the_list_runs_or_says_why():
+    for backend in BACKENDS:
+        if backend in ("flex", "flash"):
+            continue
+        assert attend(Q, K, K, SlidingWindow(4), backend=backend).shape == Q.shape
+
+
+def test_choice():
+    assert choose(SlidingWindow(64), n=1 << 14)[0] == "tiled"
+    assert choose(SlidingWindow(64), n=1 << 14, needs_grad=True)[0] == "tiled"
+    assert choose(SlidingWindow(64), n=32)[0] == "dense"
+    assert choose(SlidingWindow(64), n=1 << 14, rows=1)[0] == "dense"
+    assert choose(SlidingWindow(64), n=1 << 14, device="cuda")[0] == "dense"
+    name, reason = choose(Random(1, 64), n=1 << 14)
+    assert name == "dense"
+    assert "random" in reason
+
+
+def test_choice_is_logged_once(caplog):
+    q = torch.randn(1, 1, 700, 8)
+    with caplog.at_level(logging.INFO, logger="hf_longctx.attention.attend"):
+        for _ in range(3):
+            attend(q, q, q, SlidingWindow(331))
+    assert [r.getMessage() for r in caplog.records if "window:331" in r.getMessage()] == [
+        "attention window:331: backend tiled (cost follows the visible pairs)"
+    ]
+
+
+def test_text_and_scale():
+    a = attend(Q, K, K, "window:3", scale=0.5)
+    torch.testing.assert_close(a, attend(Q, K, K, SlidingWindow(3), scale=0.5, backend="reference"))
+    assert not torch.allclose(a, attend(Q, K, K, "window:3"))
+
+
+def test_values_of_another_head_size():
+    v = torch.randn(2, 2, 12, 5)
+    assert attend(Q, K, v, Full()).shape == (2, 4, 10, 5)
+    torch.testing.assert_close(attend(Q, K, v, Full()), attend(Q, K, v, Full(), backend="reference"))
+    long = torch.randn(1, 1, 600, 8)
+    assert attend(long, long, long[..., :5], Full()).shape == (1, 1, 600, 5)
+
+
+def test_nothing_in_nothing_out():
+    assert attend(Q[:, :, :0], K, K, Full()).shape == (2, 4, 0, 8)
+    assert attend(Q[:0], K[:0], K[:0], Full()).shape == (0, 4, 10, 8)

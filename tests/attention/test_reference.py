@@ -1,0 +1,91 @@
+"""The oracle against the definition, token by token, for every pattern: those with and without pieces alike."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention_cases import Case, cases, error, gradients, patterns, plain, seen
+from hf_longctx.attention import attend
+from hf_longctx.patterns import Block, Dilated, Full, Heads, Pattern, Random, SlidingWindow, Strided
+
+ANY = st.one_of(
+    patterns(),
+    st.builds(Dilated, st.integers(1, 20), st.integers(1, 5)),
+    st.builds(Strided, st.integers(1, 20), st.integers(1, 20)),
+    st.builds(Block, st.integers(1, 40), st.integers(0, 2)),
+)
+
+
+class Odd(Pattern, name=None):
+    """A user's own pattern: even rows see nothing."""
+
+    def allows(self, q, k, *, layer=0, head=0):
+        return (q % 2 == 1) & (k % 3 == 0)
+
+
+@given(cases(ANY | st.just(Odd()), lengths=(1, 5, 40, 97)), st.sampled_from(["reference", "dense", "auto"]))
+@settings(max_examples=80, deadline=None)
+def test_every_backend_matches_the_definition(case: Case, backend: str):
+    mask = seen(case.pattern, len(case.query), case.query.shape[2], case.key.shape[2], case.where)
+    inputs = tuple(x.requires_grad_() for x in case.tensors)
+    out = attend(*inputs, case.pattern, backend=backend, **case.where)
+    exact = plain(*inputs, mask)
+    assert error(out, exact) < 2e-6
+    for got, want in zip(gradients(out, inputs), gradients(exact, inputs)):
+        assert error(got, want) < 1e-5
+    blind = ~mask.any(-1)
+    assert (out.transpose(1, 2)[blind] == 0).all()
+
+
+@given(cases(st.just(Full()), lengths=(7, 64)), st.sampled_from(["reference", "dense", "auto"]))
+@settings(max_examples=30, deadline=None)
+def test_heads_have_patterns_of_their_own(case: Case, backend: str):
+    """Random differs by key-value head and by layer, and Heads gives each head its pattern at its own index."""
+    kv_heads = case.key.shape[1]
+    group = case.query.shape[1] // kv_heads
+    for pattern in (Random(2, 4), Heads([SlidingWindow(3), Random(1, 8)]) if kv_heads == 2 else Heads([Random(2, 4)])):
+        out = attend(*case.tensors, pattern, backend=backend, layer=5, **case.where)
+        for head in range(kv_heads):
+            own = pattern.spread(kv_heads)[head] if isinstance(pattern, Heads) else pattern
+            mask = seen(_At(own, 5, head), len(case.query), case.query.shape[2], case.key.shape[2], case.where)
+            q = case.query[:, head * group : (head + 1) * group]
+            want = plain(q, case.key[:, head : head + 1], case.value[:, head : head + 1], mask)
+            assert error(out[:, head * group : (head + 1) * group], want) < 2e-6
+
+
+class _At(Pattern, name=None):
+    """A pattern held at one layer and head."""
+
+    def __init__(self, pattern: Pattern, layer: int, head: int) -> None:
+        self.__dict__.update(pattern=pattern, at={"layer": layer, "head": head})
+
+    def allows(self, q, k, *, layer=0, head=0):
+        return self.pattern.allows(q, k, **self.at)
+
+
+def test_long_inputs_are_taken_a_few_rows_at_a_time(monkeypatch):
+    """Chunking over rows changes nothing, in outputs and gradients."""
+    from hf_longctx.attention import dense, reference
+
+    rng = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 60, 8, generator=rng, requires_grad=True)
+    key, value = (torch.randn(2, 2, 90, 8, generator=rng, requires_grad=True) for _ in range(2))
+    for pattern in (Block(16), Random(1, 8)):
+        for positions in (None, torch.arange(90)[None] + 3, torch.arange(90).flip(0)[None]):
+            whole = attend(query, key, value, pattern, backend="reference", positions=positions)
+            exact = gradients(whole, (query, key, value))
+            monkeypatch.setattr(dense, "_MASK", 1000)
+            monkeypatch.setattr(reference, "_SCORES", 10000)
+            for backend in ("dense", "reference"):
+                parts = attend(query, key, value, pattern, backend=backend, positions=positions)
+                assert error(parts, whole) < 1e-6
+                for a, b in zip(gradients(parts, (query, key, value)), exact):
+                    assert error(a, b) < 1e-5
+            monkeypatch.undo()
+
+
+def test_low_precision_is_computed_in_float32():
+    q = torch.randn(1, 2, 50, 16, dtype=torch.bfloat16)
+    out = attend(q, q, q, Full(), backend="reference")
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, attend(q.float(), q.float(), q.float(), Full(), backend="reference").bfloat16())

@@ -1,0 +1,136 @@
+"""The engine against the oracle. The yardstick is plain attention in the same dtype: at most twice its error."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attention_cases import Case, cases, error, gradients, patterns, plain, rounding, seen
+from hf_longctx.attention import attend
+from hf_longctx.patterns import Full, Global, SlidingWindow
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@given(cases(), st.sampled_from(DTYPES))
+@settings(max_examples=150, deadline=None)
+def test_error_at_most_twice_that_of_plain_attention(case: Case, dtype: torch.dtype):
+    """Outputs and each gradient, over layouts, head counts, odd sizes and any number of query rows."""
+    mask = seen(case.pattern, len(case.query), case.query.shape[2], case.key.shape[2], case.where)
+    low = case.to(dtype)
+    inputs = tuple(x.requires_grad_() for x in low.tensors)
+    exact_inputs = tuple(x.requires_grad_() for x in low.to(torch.float32).tensors)
+    exact = attend(*exact_inputs, case.pattern, backend="reference", **case.where)
+    usual = plain(*inputs, mask)
+    out = attend(*inputs, case.pattern, backend="tiled", **case.where)
+    assert out.dtype == dtype
+    assert error(out, exact) <= 2 * error(usual, exact) + rounding(dtype, exact)
+    for got, common, want in zip(
+        *(gradients(o, i) for o, i in ((out, inputs), (usual, inputs), (exact, exact_inputs)))
+    ):
+        assert error(got, want) <= 2 * error(common, want) + rounding(dtype, want)
+
+
+@pytest.mark.parametrize("pattern", [Full(), SlidingWindow(300), SlidingWindow(600) | Global(4), Global(7)], ids=str)
+@pytest.mark.parametrize("rows", [1025, 700])
+def test_many_chunks_and_a_ragged_one(pattern, rows):
+    rng = torch.Generator().manual_seed(1)
+    q = torch.randn(1, 6, rows, 64, generator=rng, requires_grad=True)
+    k, v = (torch.randn(1, 2, 1025, 64, generator=rng, requires_grad=True) for _ in range(2))
+    out, exact = (attend(q, k, v, pattern, backend=b) for b in ("tiled", "reference"))
+    assert error(out, exact) < 2e-6
+    for a, b in zip(*(gradients(o, (q, k, v)) for o in (out, exact))):
+        assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
+
+
+def test_float64_passes_a_numerical_gradient_check():
+    rng = torch.Generator().manual_seed(2)
+    q = torch.randn(1, 2, 13, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 1, 17, 3, generator=rng, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, SlidingWindow(5) | Global(2), backend="tiled"), (q, k, v))
+
+
+@given(cases(lengths=(40, 97, 255)), st.sampled_from(["tiled", "dense", "auto", "reference"]))
+@settings(max_examples=80, deadline=None)
+def test_what_must_not_be_read_is_not_read(case: Case, backend: str):
+    """Keys that no row sees, padding included, and rows that see no key are NaN; nothing changes, nor do gradients."""
+    mask = seen(case.pattern, len(case.query), case.query.shape[2], case.key.shape[2], case.where)
+    dead_keys, dead_rows = ~mask.any(1)[:, None, :, None], ~mask.any(2)[:, None, :, None]
+    clean = tuple(x.requires_grad_() for x in case.tensors)
+    dead = (dead_rows, dead_keys, dead_keys)
+    poisoned = tuple(x.detach().masked_fill(d, float("nan")).requires_grad_() for x, d in zip(clean, dead))
+    want, got = (attend(*x, case.pattern, backend=backend, **case.where) for x in (clean, poisoned))
+    assert error(got, want) < 2e-6
+    assert (got.masked_select(dead_rows) == 0).all()
+    for a, b, d in zip(gradients(got, poisoned), gradients(want, clean), dead):
+        assert error(a, b) < 1e-5
+        assert (a.masked_select(d) == 0).all()
+
+
+@given(patterns(), st.integers(0, 300), st.integers(1, 300), st.integers(0, 100), st.integers(1, 200))
+@settings(max_examples=200, deadline=None)
+def test_tiles_hold_every_pair_once(pattern, row, rows, key, keys):
+    """Lowering any rectangle of positions covers exactly the visible pairs, and no tile holds a key for nothing."""
+    from hf_longctx.patterns.geometry import lower
+
+    held = torch.zeros(rows, keys, dtype=torch.int64)
+    for tile in lower(pattern.pieces(), (row, row + rows), (key, key + keys), 16):
+        difference = torch.arange(tile.rows)[:, None] - torch.arange(tile.keys)
+        one = torch.ones_like(difference, dtype=torch.bool)
+        one &= difference >= (tile.low if tile.low is not None else -tile.keys)
+        one &= difference < (tile.high if tile.high is not None else tile.rows)
+        assert one.any(0).all()
+        assert one.any(1).all()
+        for t in range(tile.count):
+            a, b = tile.row + t * tile.step, tile.key + t * tile.step
+            held[a : a + tile.rows, b : b + tile.keys] += one
+    q, k = torch.arange(row, row + rows)[:, None], torch.arange(key, key + keys)
+    assert torch.equal(held, (pattern.allows(q, k) & (k <= q)).long())
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of live storages made inside, those of `given` left out, and the largest single one."""
+
+    def __init__(self, *given: torch.Tensor) -> None:
+        super().__init__()
+        self.given = {x.untyped_storage()._cdata for x in given}
+        self.live: dict[int, tuple[object, int]] = {}
+        self.peak = self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        import weakref
+
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.given:
+                storage = x.untyped_storage()
+                self.live[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+                self.largest = max(self.largest, storage.nbytes())
+        self.live = {c: (ref, size) for c, (ref, size) in self.live.items() if ref() is not None}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return result
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_memory_stays_linear(train):
+    """Extra memory, the result included, at 16K tokens and window 1024 (half of that to train)."""
+    n = 16384 if not train else 8192
+    q = torch.randn(1, 3, n, 32, requires_grad=train)
+    k, v = (torch.randn(1, 1, n, 32, requires_grad=train) for _ in range(2))
+    given_bytes = sum(x.nbytes for x in (q, k, v, q))
+    with Peak(q, k, v) as peak:
+        out = attend(q, k, v, SlidingWindow(1024) | Global(4), backend="tiled")
+        if train:
+            out.sum().backward()
+    assert out.nbytes <= peak.largest < n * n / 8
+    assert out.nbytes <= peak.peak <= (5 if train else 4) * given_bytes
+
+
+def test_keys_are_not_copied():
+    """Nothing the size of the keys is made where one document fills the row."""
+    k = torch.randn(1, 4, 8192, 32)
+    q = torch.randn(1, 4, 512, 32)
+    with Peak(q, k) as peak:
+        attend(q, k, k, SlidingWindow(128), backend="tiled")
+    assert peak.peak < k.nbytes / 4

@@ -1,0 +1,144 @@
+"""What the attention tests share: an independent oracle, and cases drawn by hypothesis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hf_longctx.patterns import Full, Global, Pattern, SlidingWindow
+
+#: Off the kernels' grids, on purpose.
+HEAD_SIZES = (8, 40, 59, 64, 111)
+LENGTHS = (1, 2, 31, 97, 113, 255, 257)
+LAYOUTS = ("plain", "left", "right", "inner", "segments", "padded segments", "evicted")
+
+
+@dataclass
+class Case:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    pattern: Pattern
+    where: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query, self.key, self.value
+
+    def to(self, dtype: torch.dtype) -> Case:
+        return Case(*(x.detach().to(dtype) for x in self.tensors), self.pattern, self.where)
+
+
+@st.composite
+def patterns(draw: Any) -> Pattern:
+    """Patterns that lower to pieces."""
+    window, other = draw(st.integers(1, 150)), draw(st.integers(1, 150))
+    tokens = draw(st.integers(1, 40))
+    return draw(
+        st.sampled_from(
+            [
+                Full(),
+                SlidingWindow(window),
+                Global(tokens),
+                SlidingWindow(window) | Global(tokens),
+                SlidingWindow(window) | SlidingWindow(other),
+                Global(tokens).within(other) | SlidingWindow(window),
+                Full() | Global(tokens),
+            ]
+        )
+    )
+
+
+#: The default of `cases`.
+FAST = patterns()
+
+
+@st.composite
+def cases(draw: Any, patterns: Any = FAST, lengths: tuple[int, ...] = LENGTHS) -> Case:
+    """Queries, keys and values with a pattern and a layout; MHA, GQA and MQA; any number of query rows."""
+    keys = draw(st.sampled_from(lengths))
+    rows = draw(st.sampled_from(sorted({1, min(3, keys), keys, draw(st.integers(1, keys))})))
+    batch, (kv_heads, group) = draw(st.integers(1, 2)), draw(st.sampled_from([(1, 1), (2, 1), (2, 3), (1, 4)]))
+    size = draw(st.sampled_from(HEAD_SIZES))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def noise(*shape: int) -> Tensor:
+        x = torch.randn(shape, generator=rng)
+        # Half the time as a model lays its heads out: (B, L, H, D) seen as (B, H, L, D).
+        return x.transpose(1, 2).contiguous().transpose(1, 2) if transposed else x
+
+    transposed = draw(st.booleans())
+    query = noise(batch, kv_heads * group, rows, size)
+    key, value = noise(batch, kv_heads, keys, size), noise(batch, kv_heads, keys, size)
+    where = layout(draw(st.sampled_from(LAYOUTS)), batch, keys, rng)
+    return Case(query, key, value, draw(patterns), where)
+
+
+def layout(kind: str, batch: int, keys: int, rng: torch.Generator) -> dict[str, Tensor]:
+    """Keyword arguments of `attend` for one way to pad or pack."""
+    at = torch.arange(keys).expand(batch, keys)
+    cut = torch.randint(0, keys + 1, (batch, 1), generator=rng)
+    ids = (torch.rand(batch, keys, generator=rng) > 0.97).cumsum(1)
+    if kind == "left":
+        return {"valid": at >= cut}
+    if kind == "right":
+        return {"valid": at < cut}
+    if kind == "inner":
+        return {"valid": torch.rand(batch, keys, generator=rng) > 0.3}
+    if kind == "segments":
+        return {"segments": ids}
+    if kind == "padded segments":
+        return {"segments": ids, "valid": at >= cut}
+    if kind == "evicted":
+        gap = int(torch.randint(0, 60, (1,), generator=rng))
+        return {"positions": at + gap * (at >= cut)}
+    return {}
+
+
+def seen(pattern: Pattern, batch: int, rows: int, keys: int, where: dict[str, Tensor]) -> Tensor:
+    """Which keys each query row may see, (batch, rows, keys), one token at a time, straight from the definition."""
+    mask = torch.zeros(batch, rows, keys, dtype=torch.bool)
+    for b in range(batch):
+        position, document, number, count = [], [], -1, 0
+        for t in range(keys):
+            if t == 0 or ("segments" in where and where["segments"][b, t] != where["segments"][b, t - 1]):
+                number, count = number + 1, 0
+            real = "valid" not in where or bool(where["valid"][b, t])
+            position.append(int(where["positions"][b, t]) if "positions" in where else count if real else -1)
+            document.append(number)
+            count += real
+        p, d = torch.tensor(position), torch.tensor(document)
+        q, k = p[keys - rows :, None], p[None, :]
+        mask[b] = (k >= 0) & (k <= q) & (d[keys - rows :, None] == d[None, :]) & pattern.allows(q, k)
+    return mask
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Textbook attention in the tensors' own dtype under a mask (B, rows, keys); 0 where a row sees no key."""
+    group = query.shape[1] // key.shape[1]
+    k, v = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    scores = (query @ k.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    blind = ~mask.any(-1, keepdim=True)
+    weights = scores.masked_fill(~(mask | blind)[:, None], float("-inf")).softmax(-1)
+    return weights.masked_fill(blind[:, None], 0) @ v
+
+
+def gradients(out: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradients under a fixed random weighting of the output, the same for every dtype."""
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
+    return torch.autograd.grad(out, inputs, weight)
+
+
+def error(got: Tensor, exact: Tensor) -> float:
+    """Largest absolute difference."""
+    return float((got.detach().double() - exact.detach().double()).abs().max()) if got.numel() else 0.0
+
+
+def rounding(dtype: torch.dtype, exact: Tensor) -> float:
+    """What any computation in `dtype` may lose: plain attention's own error may happen to be 0 on few elements."""
+    roundings = 16 if dtype == torch.float32 else 0.5
+    return roundings * torch.finfo(dtype).eps * max(1.0, float(exact.detach().abs().max()))

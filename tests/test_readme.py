@@ -1,0 +1,70 @@
+"""The README's snippets and commands run, on the bundled model; long commands are run on small numbers."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_longctx.hf.loading import DEMO
+from hf_longctx.hf.loading import resolve as resolve_model
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL = {"--lengths": "256", "--depths": "1"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    try:
+        return resolve_model(DEMO)
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_the_first_result_is_near_the_top():
+    lines = README.splitlines()
+    assert any("heatmap.png" in line for line in lines[:30])
+    assert any(line.startswith("| stock |") for line in lines[:25])
+
+
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda s: s.splitlines()[0])
+def test_snippets_run(snippet, bundled, tmp_path):
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
+def test_commands_run(command, bundled, tmp_path, monkeypatch, capsys):
+    from hf_longctx.cli import main
+
+    words = shlex.split(command)
+    if words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return
+    assert words[0] == "hf-longctx"
+    for option, small in SMALL.items():
+        if option in words:
+            words[words.index(option) + 1] = small
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    if words[1] == "report":
+        pytest.skip("needs a run; tests/measure/test_report.py covers it")
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code, capsys.readouterr().err
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).exists(), target
