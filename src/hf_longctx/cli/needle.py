@@ -51,9 +51,10 @@ def needle(
     from hf_longctx.hf.loading import DEMO, load_model
     from hf_longctx.measure.haystack import default_haystack, open_haystack
     from hf_longctx.measure.needle import run_needle
+    from hf_longctx.measure.placement import depth_grid
     from hf_longctx.measure.variants import as_variants
 
-    tokens = parse_lengths(lengths)
+    tokens, grid = parse_lengths(lengths), depth_grid(depths)
     chosen = as_variants(variant or [], stock=not no_stock)
     hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
     network, tokenizer = load_model(model, dtype=dtype, device=device)
@@ -63,7 +64,7 @@ def needle(
             tokenizer,
             variants=[one for one in chosen if one.definition()],
             lengths=tokens,
-            depths=depths,
+            depths=grid,
             trials=trials,
             seed=seed,
             haystack=hay,

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
 from hf_longctx.hf.patching import attention_modules, plan_layers
@@ -125,15 +127,16 @@ def describe(model: Any) -> Description:
     except ValueError:
         rope = None
     scaling = (stored or {}).get("rope") or (str(rope.current) if rope and rope.current else "none")
+    # A model without memory is described as it would run here.
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(here) if model.device.type == "meta" else model.device
     layers = []
     for plan in plans:
         backend = implementation
         if implementation == NAME and stored:
             backend = stored["backend"]
             if backend == "auto":
-                backend, _ = choose(
-                    plan.pattern, n=config.max_position_embeddings, device=model.device, dtype=model.dtype
-                )
+                backend, _ = choose(plan.pattern, n=config.max_position_embeddings, device=device, dtype=model.dtype)
         layers.append(
             LayerDescription(
                 index=plan.index,

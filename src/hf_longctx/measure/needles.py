@@ -30,57 +30,36 @@ def _items(text: str) -> list[str]:
     return text.replace("\n", "|").strip("|").split("|")
 
 
-# One relation a phrase. No two share both their noun and their place, and none contains a full stop: an answer ends
-# at its first one.
+# One relation a phrase. No two share what is told or whose it is: a model that mixes up two of them fails at
+# telling facts apart, not at distance. None contains a full stop: an answer ends at its first one.
 _RELATIONS = _items("""
-the access code for the north gate|the librarian's telephone extension|the serial number of the blue piano
-the catalogue number of the oldest map|the password of the harbour office|the registration of the mayor's barge
-the combination of the bakery safe|the call sign of the weather balloon
-the membership number of the chess champion|the patent number of the folding ladder
-the locker key tag of the swimmer|the invoice reference for the copper roof|the parcel number of the violin case
-the account number of the orchard cooperative|the reservation code of the night nurse
-the tracking number of the polar crate|the licence number of the ferry captain
-the meter reading in the mill cellar|the file number of the hidden recording|the tag number of the tortoise
-the alarm code of the jewellery shop|the inventory number of the bronze owl|the pin of the tram driver
-the voter number of the school janitor|the channel code of the mountain radio
-the hallmark number of the silver ring|the permit number of the street juggler
-the dossier number of the lost comet|the batch number of the cheese wheel|the number plate of the fire engine
-the voucher code for the hotel breakfast|the hull number of the research submarine
-the shelf mark of the cookery manuscript|the recipe number of the ginger biscuits
-the docket number for the repaired umbrella|the beacon code of the southern lighthouse
-the login of the theatre cloakroom|the colony number of the glass beehive
-the passport number of the young diplomat|the winning ticket of the village raffle
-the lot number of the marble clock|the order number for the purple curtains
-the sample number from the green lagoon|the ring number of the courier pigeon
-the warranty code of the coffee grinder|the chassis number of the racing tricycle
-the border pass of the circus troupe|the pledge number of the opera donor
-the room code of the visiting astronomer|the grid reference of the buried anchor
-the badge number of the museum guard|the receipt number for the brass telescope
-the enrolment number of the youngest apprentice|the vault code of the town bank
-the keypad code of the cathedral door|the contract number of the paddle boat
-the prescription number of the retired gardener|the stall number of the honey seller
-the index number of the fossil fern|the unlock code of the projector room
-the jersey number of the tall goalkeeper|the customs mark of the tea chest|the route number of the coal train
-the staff number of the ship's cook|the kiln setting of the porcelain studio
-the visitor number of the Danish architect|the loan number of the botanical atlas
-the hatch code of the grain silo|the queue number at the shoe repair counter|the dial code of the jazz station
-the census number of the monastery|the ear tag of the shepherd's ram|the clause number in the treaty draft
-the token number for the laundry machine|the firmware code of the robot arm
-the evidence number of the forged letter|the crate number of the chandelier|the entry code of the salt mine
-the claim number for the broken windmill|the scorecard number of the archery club
-the case number of the surgeon's diary|the calibration value of the seismograph|the travel pass of the two monks
-the subscription number of the crossword fan|the hangar code of the red glider
-the dose code of the antidote bottle|the wiring code behind the organ|the season pass of the tulip garden
-the radio code of the rescue team|the depot number of the snow plough|the proof number of the new banknote
-the kennel number of the sleeping greyhound|the charter number of the rowing society
-the deposit number of the puppet maker|the hotline of the ice factory|the studio number of the tattoo artist
-the quarantine number of the grey parrot|the buoy number off the east reef|the foundry number of the church bell
-the harvest code of the vanilla farm|the toll number of the stone bridge|the drawer number of the stamp dealer
-the dive number of the pearl fisher|the bib number of the marathon winner|the seal number of the royal decree
-the boarding number of the film director|the setting of the greenhouse thermostat
-the tax number of the candle workshop|the observation number of the double star
-the luggage number of the grey suitcase|the pattern number of the parlour wallpaper
-the emergency code of the cable car|the guest number of the famous poet
+the access code for the north gate|the telephone extension of the librarian|the serial number of the blue piano
+the password of the harbour office|the registration of the mayor's barge|the combination of the bakery safe
+the call sign of the weather balloon|the pin of the tram driver|the shelf mark of the cookery manuscript
+the hallmark of the silver ring|the grid reference of the buried anchor|the bib of the marathon winner
+the population of the river town|the login of the theatre cloakroom|the beacon signal of the southern lighthouse
+the kiln setting of the porcelain studio|the frequency of the jazz station|the meter reading in the mill cellar
+the loan slip of the botanical atlas|the ticket of the village postman|the licence plate of the fire engine
+the invoice for the copper roof|the voucher for the hotel breakfast|the parcel label of the polar explorer
+the passport of the young diplomat|the permit of the street juggler|the patent of the folding ladder
+the docket for the repaired umbrella|the warranty of the coffee grinder|the chassis of the racing tricycle
+the dossier of the lost comet|the ear tag of the shepherd's ram|the prescription of the retired gardener
+the customs seal of the tea chest|the subscription of the crossword fan|the badge of the museum guard
+the receipt for the brass telescope|the charter of the rowing society|the visa of the Danish architect
+the locker of the tall swimmer|the hatch key of the grain silo|the census entry of the monastery
+the firmware of the robot arm|the evidence tag of the forged letter|the scorecard of the archery club
+the calibration of the seismograph|the mileage of the delivery van|the price of the emerald crown
+the salary of the court jester|the debt of the careless count|the attendance at the circus premiere
+the circulation of the evening paper|the budget of the opera house|the weight of the granite obelisk
+the altitude of the mountain hut|the harvest of the vanilla farm|the toll at the stone bridge
+the membership of the chess champion|the catalogue entry of the oldest map|the reservation of the night nurse
+the batch of the cheese wheel|the account of the orchard cooperative|the alarm setting of the jewellery shop
+the jersey of the clumsy goalkeeper|the pension of the blind sailor|the turnout at the island election
+the capacity of the water tower|the fingerprint file of the pickpocket|the royalty of the novelist
+the odometer of the postal motorcycle|the ballot of the school janitor|the lottery stub of the widow
+the ransom for the stolen portrait|the fine of the reckless cyclist|the bounty for the white wolf
+the luggage tag of the film director|the hull marking of the research submarine|the deed of the windmill
+the ring band of the courier pigeon|the dowry of the merchant's daughter|the tax bill of the candle workshop
 """)
 
 _WORD_NOUNS = _items("""
