@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hf_longctx.measure.placement import depth_grid, lay, place, shared_slots
@@ -17,6 +17,8 @@ from hf_longctx.measure.placement import depth_grid, lay, place, shared_slots
     st.integers(0, 10**6),
 )
 def test_every_cell_has_its_needle_near_its_depth_and_within_its_length(rooms, depths, size, seed):
+    # Crammed needles may not fit, and are then refused as invalid by the grid.
+    assume(2 * depths * size * len(rooms) <= min(rooms))
     rng = random.Random(seed)
     grid = depth_grid(depths)
     slots = shared_slots({room: room for room in rooms}, grid, size)

@@ -48,7 +48,7 @@ def needle(
         ModuleNotFoundError: A haystack or model whose package is missing.
     """
     # Read before the model is: a slip of the pen should not cost half a minute.
-    from hf_longctx.hf.loading import DEMO, load_model
+    from hf_longctx.hf.loading import BUNDLED, DEMO, load_model
     from hf_longctx.measure.haystack import default_haystack, open_haystack
     from hf_longctx.measure.needle import run_needle
     from hf_longctx.measure.placement import depth_grid
@@ -75,7 +75,7 @@ def needle(
             out=out,
             stock=not no_stock,
             on_row=_Lines(trials),
-            model_name=model,
+            model_name=BUNDLED if model == DEMO else model,
             command=shlex.join(["hf-longctx", *sys.argv[1:]]),
         )
     except KeyboardInterrupt:

