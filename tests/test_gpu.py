@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, build, dense, padding, tokens
-from test_contract import LENGTH, PATTERNS, positions
 
 import hf_longctx as lc
+from families import FAMILIES, build, dense, padding, tokens
+from test_contract import LENGTH, PATTERNS, positions
 
 pytestmark = pytest.mark.gpu
 

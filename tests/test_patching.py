@@ -208,6 +208,7 @@ def test_describe_shows_each_layer():
     assert [layer.pattern for layer in shown.layers] == ["window:6", "window:32+global:2", "window:6"]
     assert [layer.own_window for layer in shown.layers] == [12, None, 12]
     assert [layer.reach for layer in shown.layers] == [5, 31, 5]
+    assert [layer.rope for layer in shown.layers] == ["none", "yarn:4", "none"]
     assert shown.reach == 5 + 31 + 5
     assert (shown.rope, shown.trained, shown.max_positions) == ("yarn:4", 64, 256)
     assert shown.kv_bytes == 3 * 2 * 2 * 8 * 4

@@ -17,6 +17,12 @@ def needle(
         list[str] | None,
         typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
     ] = None,
+    attention: Annotated[
+        str | None, typer.Option("--attention", help="Short for a variant 'patched' with this pattern.")
+    ] = None,
+    rope: Annotated[
+        str | None, typer.Option("--rope", help="Short for a variant 'patched' with this scaling.")
+    ] = None,
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k,8k.")] = "1k,2k,4k,8k",
     depths: Annotated[int, typer.Option("--depths", help="Depths from the beginning to the end of the text.")] = 5,
     trials: Annotated[int, typer.Option("--trials", help="Times, each with other text and needles.")] = 1,
@@ -55,7 +61,9 @@ def needle(
     from hf_longctx.measure.variants import as_variants
 
     tokens, grid = parse_lengths(lengths), depth_grid(depths)
-    chosen = as_variants(variant or [], stock=not no_stock)
+    given = [f"{key}={text}" for key, text in (("attention", attention), ("rope", rope)) if text is not None]
+    asked = [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
+    chosen = as_variants(asked, stock=not no_stock)
     hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
     network, tokenizer = load_model(model, dtype=dtype, device=device)
     try:

@@ -12,6 +12,7 @@ from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
 from hf_longctx.hf.patching import attention_modules, plan_layers
 from hf_longctx.patterns import parse, reach_through
+from hf_longctx.rope import from_parameters
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class LayerDescription:
         index: the layer.
         kind: its layer type in the config.
         mixer: `attention`.
+        rope: the scaling of this layer's RoPE, in text form, or `none`.
         pattern: what is computed, in text form.
         given: the pattern that the plan gives it, None where the layer is stock.
         own_window: the window that it has of its own, in keys.
@@ -33,6 +35,7 @@ class LayerDescription:
     index: int
     kind: str
     mixer: str
+    rope: str
     pattern: str
     given: str | None
     own_window: int | None
@@ -72,13 +75,15 @@ class Description:
         return asdict(self)
 
     def __str__(self) -> str:
-        header = ("layer", "type", "pattern", "own window", "backend", "reach", "KV bytes/token")
+        header = ("layer", "type", "rope", "pattern", "own window", "backend", "reach", "KV bytes/token")
         rows = [header]
         for first, last in self._runs():
             label = str(first.index) if first is last else f"{first.index}-{last.index}"
             reach = "unbounded" if first.reach is None else f"{first.reach:,}"
             own = "-" if first.own_window is None else f"{first.own_window:,}"
-            rows.append((label, first.kind, first.pattern, own, first.backend, reach, f"{first.kv_bytes:,}"))
+            rows.append(
+                (label, first.kind, first.rope, first.pattern, own, first.backend, reach, f"{first.kv_bytes:,}")
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         total = "unbounded" if self.reach is None else f"{self.reach:,} tokens"
@@ -142,6 +147,7 @@ def describe(model: Any) -> Description:
                 index=plan.index,
                 kind=plan.kind,
                 mixer="attention",
+                rope=_layer_rope(config, plan.kind, scaling),
                 pattern=str(plan.pattern),
                 given=None if plan.given is None else str(plan.given),
                 own_window=plan.own,
@@ -167,6 +173,15 @@ def _trained(config: Any, rope: rotary.RopeGeometry | None, stored: dict[str, An
     if stored and stored["original"]:
         return rotary.original_geometry(config).trained
     return rope.trained if rope else None
+
+
+def _layer_rope(config: Any, kind: str, scaling: str) -> str:
+    """The scaling of a layer of type `kind`, given that of the scaled layers."""
+    own = (getattr(config, "rope_parameters", None) or {}).get(kind)
+    if kind == rotary.SCALED_LAYERS or not isinstance(own, dict):
+        return scaling
+    native = from_parameters(own, max_positions=config.max_position_embeddings)
+    return "none" if native is None else str(native)
 
 
 def _finite(reach: float) -> int | None:
