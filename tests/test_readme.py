@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -42,8 +43,15 @@ def test_snippets_run(snippet, bundled, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One folder for all commands: some read what an earlier one wrote."""
+    (place := tmp_path_factory.mktemp("readme") / "runs").mkdir()
+    return place.parent
+
+
 @pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
-def test_commands_run(command, bundled, tmp_path, monkeypatch, capsys):
+def test_commands_run(command, bundled, folder, monkeypatch, capsys):
     from hf_longctx.cli import main
 
     words = shlex.split(command)
@@ -55,14 +63,21 @@ def test_commands_run(command, bundled, tmp_path, monkeypatch, capsys):
     for option, small in SMALL.items():
         if option in words:
             words[words.index(option) + 1] = small
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    if words[1] == "report":
-        pytest.skip("needs a run; tests/measure/test_report.py covers it")
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as exit_:
         main()
     assert not exit_.value.code, capsys.readouterr().err
+
+
+def test_the_table_is_the_committed_result():
+    summary = json.loads((ROOT / "evals" / "results" / "demo" / "summary.json").read_text())
+    shown = {line.split("|")[1]: line.split("|")[2:-1] for line in README.splitlines() if line.count("/5 |") == 5}
+    assert len(shown) == len(summary["variants"])
+    for (label, cells), (name, variant) in zip(shown.items(), summary["variants"].items()):
+        definition = " ".join(f"{key}={text}" for key, text in variant["definition"].items())
+        assert name == label.strip() or f"`{definition}`" in label
+        assert [cell.strip() for cell in cells] == [f"{c['hits']}/{c['n']}" for c in variant["lengths"]]
 
 
 def test_links_lead_somewhere():

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from hf_longctx.measure.heatmap import length_label
+from hf_longctx.measure.stats import verdict
 
 _KEPT = 0.85
 _NAMED = 4
@@ -15,9 +16,9 @@ _NAMED = 4
 def finding(summary: Mapping[str, Any]) -> str:
     """Say in one sentence how far the first variant sees and what the others do at its longest length.
 
-    The first variant is ``stock`` if the run has it. "Keeps its recall" means at least 85% of its recall at the
-    shortest length, as counted: the sentence says with how many probes, and whether that proves anything is for the
-    verdicts to say.
+    The first variant is ``stock`` if the run has it. "Keeps its recall" means that no length so far is
+    shown to have fallen below 85% of the recall at the shortest: the sentence says with how many probes, and whether
+    they prove the opposite is for the verdicts to say.
 
     Args:
         summary: A summary as in ``summary.json``; a run that has only begun will do.
@@ -99,7 +100,7 @@ def _span(name: str, claimed: int | None, lengths: Mapping[int, tuple[int, int]]
         return f"{even} even at {length_label(shortest)}, the shortest length tested"
     kept = shortest
     for length in ladder:
-        if lengths[length][0] / lengths[length][1] < _KEPT * hits / n:
+        if verdict(*lengths[length], _KEPT * hits / n) == "fail":
             break
         kept = length
     if kept == longest:
