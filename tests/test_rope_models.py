@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, StaticCache
 import hf_longctx as lc
 from families import FAMILIES, TRAINED, build, tokens
 from hf_longctx.hf import rotary
+from hf_longctx.hf.lengths import held_length
 from hf_longctx.rope import DynamicNTK, LongRoPE, NTKByParts, YaRN, names, parse
 
 #: A text form of every method, for a rotary dim of `dim`.
@@ -154,7 +155,7 @@ def test_a_bare_forward_uses_its_own_length_and_a_cache_keeps_its_own():
         torch.testing.assert_close(rotary.frequencies(module), used(2 * TRAINED))
         model(ids[:, 2 * TRAINED :], past_key_values=out.past_key_values)
         torch.testing.assert_close(rotary.frequencies(module), used(2 * TRAINED))
-        with rotary.held_length(model, 5 * TRAINED):
+        with held_length(model, 5 * TRAINED):
             model(ids)
             torch.testing.assert_close(rotary.frequencies(module), used(5 * TRAINED))
             with pytest.raises(ValueError, match=r"filled for a length of 128.*320"):

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from families import FAMILIES, build
 from hf_longctx import patched
-from hf_longctx.hf.rotary import held_length
+from hf_longctx.hf.lengths import held_length
 from hf_longctx.measure.grid import group
 from hf_longctx.measure.needles import is_hit
 from hf_longctx.measure.probe import Reader, ask, ask_all, clone_cache, stop_ids

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_longctx.hf import caches, rotary
+from hf_longctx.hf import caches, lengths, rotary
 from hf_longctx.hf.attention import NAME, PLAN_VERSION, shape_key, stored_plan
 from hf_longctx.hf.undo import Attributes, Hook, Implementation, Undo
 from hf_longctx.patterns import Layers, Pattern, parse
@@ -246,7 +246,7 @@ def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[
         (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
     )
     if tokens is not None:
-        rotary.before_forward(decoder, kwargs, int(tokens.shape[1]))
+        lengths.before_forward(decoder, kwargs, int(tokens.shape[1]))
     return args, kwargs
 
 
@@ -258,5 +258,5 @@ def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kw
     new = kwargs.get("max_new_tokens", settings.max_new_tokens)
     most = kwargs.get("max_length", settings.max_length) or 20  # transformers' own default
     total = length + new if new is not None else max(length + 1, most)
-    with rotary.held_length(self, total):
+    with lengths.held_length(self, total):
         return type(self).generate(self, inputs, generation_config, **kwargs)

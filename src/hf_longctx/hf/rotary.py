@@ -1,18 +1,14 @@
 """A model's RoPE: what its config says, what a scaling changes in it, and the rotary modules that must follow.
 
 transformers fixes the frequencies when a rotary module is built, so changing the config alone does nothing. Types that
-depend on the length (dynamic NTK, LongRoPE) are held here at one length per `generate` call or cache: keys of one
-cache must all be rotated alike, which transformers' own per-forward update does not keep.
+depend on the length (dynamic NTK, LongRoPE) are made inert here and held by `hf/lengths.py`.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 #: The layer type whose RoPE is scaled where a config nests one dict per layer type.
 SCALED_LAYERS = "full_attention"
-_HELD = "_longctx_length"
-_STAMP = "longctx_length"
 
 
 @dataclass(frozen=True)
@@ -186,7 +180,7 @@ def apply(model: Any, change: RopeChange) -> list[Undo]:
         steps.append(Attributes(module, state))
         steps.append(Buffers(module, {name: value for name, value in fresh._buffers.items() if value is not None}))
     if held:
-        _hold(modules, change.scaling, change.geometry, change.geometry.trained)
+        hold(modules, change.scaling, change.geometry, change.geometry.trained)
     if not _proved(modules, change):
         for step in reversed(steps):
             step.undo()
@@ -233,82 +227,24 @@ def frequencies(module: nn.Module) -> torch.Tensor:
     return getattr(module, nested if nested in module._buffers else "inv_freq")
 
 
-# ---------------------------------------------------------------------- one length per sequence
-
-
-def length_dependent(model: Any) -> bool:
-    """Whether the model's frequencies depend on the length of the sequence (dynamic NTK and LongRoPE patches).
-
-    Such a model must be prefilled afresh for every length, under `held_length`.
-    """
-    scaling = _planned(model.config)
-    return scaling is not None and scaling.length_dependent
-
-
-@contextmanager
-def held_length(model: Any, length: int) -> Iterator[None]:
-    """Hold length-dependent frequencies at those of a sequence of `length` tokens; nothing happens for other models.
-
-    Args:
-        model: a patched model.
-        length: tokens in all, prompt and new ones.
-    """
-    decoder = model.get_decoder()
-    before = vars(decoder).get(_HELD)
-    setattr(decoder, _HELD, length)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(decoder, _HELD)
-        else:
-            setattr(decoder, _HELD, before)
-
-
-def before_forward(decoder: Any, kwargs: dict[str, Any], tokens: int) -> None:
-    """Choose the length whose frequencies this forward uses: the held one, the cache's, or the sequence's own.
-
-    A cache is stamped with the length at its first use; keys of one cache are all rotated alike.
-    """
-    config = decoder.config
-    scaling = _planned(config)
-    if scaling is None or not scaling.length_dependent:
-        return
-    numbers = original_geometry(config)
-    cache, positions = kwargs.get("past_key_values"), kwargs.get("position_ids")
-    seen = int(cache.get_seq_length()) if cache is not None else 0
-    held = vars(decoder).get(_HELD)
-    stamped = getattr(cache, _STAMP, None) if seen else None
-    # Lengths within the trained window share one table.
-    if stamped and held and not torch.equal(_table(scaling, numbers, stamped), _table(scaling, numbers, held)):
-        raise ValueError(
-            f"rope {scaling}: past_key_values was filled for a length of {stamped}, but this call is for {held}, "
-            "whose frequencies differ; start without the old cache, or fill it under "
-            f"hf_longctx.hf.rotary.held_length(model, {held})"
-        )
-    own = seen + tokens if positions is None else int(positions.max()) + 1
-    length = stamped or held or _static_length(cache) or own
-    if cache is not None:
-        setattr(cache, _STAMP, length)
-    _hold(rotary_modules(decoder), scaling, numbers, length)
-
-
-def _static_length(cache: Any) -> int | None:
-    """The length that a preallocated cache is for."""
-    from transformers import StaticCache
-
-    return max(layer.get_max_length() for layer in cache.layers) if isinstance(cache, StaticCache) else None
-
-
-def _hold(modules: list[nn.Module], scaling: Scaling, numbers: RopeGeometry, length: int) -> None:
+def hold(modules: list[nn.Module], scaling: Scaling, numbers: RopeGeometry, length: int) -> None:
     """Write the frequencies for `length` into the buffers of length-dependent rotary modules."""
-    table = _table(scaling, numbers, length)
+    values = table(scaling, numbers, length)
     for module in modules:
-        frequencies(module).copy_(table)
+        frequencies(module).copy_(values)
 
 
-def _table(scaling: Scaling, numbers: RopeGeometry, length: int) -> torch.Tensor:
+def table(scaling: Scaling, numbers: RopeGeometry, length: int) -> torch.Tensor:
+    """The frequencies (dim/2,) float32 of a sequence of `length` tokens."""
     return scaling.inv_freq(numbers.dim, numbers.base, numbers.trained, length).float()
+
+
+def original_geometry(config: Any) -> RopeGeometry:
+    """The geometry before the patch, from the originals that the plan stores."""
+    before = copy.copy(config)
+    for name, value in config.longctx["original"].items():
+        setattr(before, name, value)
+    return geometry(before)
 
 
 def _proved(modules: list[nn.Module], change: RopeChange) -> bool:
@@ -320,24 +256,6 @@ def _proved(modules: list[nn.Module], change: RopeChange) -> bool:
         and abs(float(getattr(m, _name("attention_scaling", now.layer_type))) - scaling) < 1e-6 * scaling
         for m in modules
     )
-
-
-@lru_cache(maxsize=64)
-def _parsed(text: str) -> Scaling:
-    return parse(text)
-
-
-def _planned(config: Any) -> Scaling | None:
-    stored = getattr(config, "longctx", None)
-    return _parsed(stored["rope"]) if stored and stored.get("rope") else None
-
-
-def original_geometry(config: Any) -> RopeGeometry:
-    """The geometry before the patch, from the originals that the plan stores."""
-    before = copy.copy(config)
-    for name, value in config.longctx["original"].items():
-        setattr(before, name, value)
-    return geometry(before)
 
 
 def _reads_back(config: Any, fields: dict[str, Any]) -> bool:

@@ -66,9 +66,7 @@ def length_dependent(model: Any) -> bool:
     Returns:
         True if so.
     """
-    from hf_longctx.hf import rotary
-
-    return bool(rotary.length_dependent(model))
+    return bool(lengths.length_dependent(model))
 
 
 def held_at(model: Any, length: int) -> contextlib.AbstractContextManager[Any]:
@@ -81,9 +79,7 @@ def held_at(model: Any, length: int) -> contextlib.AbstractContextManager[Any]:
     Returns:
         A context manager.
     """
-    from hf_longctx.hf import rotary
-
-    return rotary.held_length(model, length)
+    return lengths.held_length(model, length)
 
 
 def switches_rope(model: Any) -> bool:
