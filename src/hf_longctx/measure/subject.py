@@ -66,6 +66,8 @@ def length_dependent(model: Any) -> bool:
     Returns:
         True if so.
     """
+    from hf_longctx.hf import lengths
+
     return bool(lengths.length_dependent(model))
 
 
@@ -79,6 +81,8 @@ def held_at(model: Any, length: int) -> contextlib.AbstractContextManager[Any]:
     Returns:
         A context manager.
     """
+    from hf_longctx.hf import lengths
+
     return lengths.held_length(model, length)
 
 
