@@ -10,7 +10,7 @@ import torch
 
 from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
-from hf_longctx.hf.patching import attention_modules, plan_layers
+from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.patterns import parse, reach_through
 from hf_longctx.rope import from_parameters
 
