@@ -16,6 +16,9 @@ from transformers.cache_utils import DynamicLayer
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.retention import most_kept
 
+#: Bytes of the slot number that is stored beside each key.
+SLOT_BYTES = 8
+
 
 def room(columns: int) -> int:
     """Columns to set aside for `columns` keys: up to an eighth more, so that few tokens make the buffers move.

@@ -84,6 +84,8 @@ def patch(
             steps.extend(rotary.apply(model, change))
         if given is not None:
             steps.append(_switch(model))
+            prepare = types.MethodType(_prepare_cache_for_generation, model)
+            steps.append(Attributes(model, {"_prepare_cache_for_generation": prepare}))
         if given is not None or (change is not None and change.scaling.length_dependent):
             decoder = model.get_decoder()
             steps.append(Hook(decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)))
@@ -215,6 +217,19 @@ def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[
     if tokens is not None:
         rotary.before_forward(decoder, kwargs, int(tokens.shape[1]))
     return args, kwargs
+
+
+def _prepare_cache_for_generation(
+    self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """The cache that `generate` makes, with layers that fit the plan before assisted decoding asks them to record."""
+    result = type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None:
+        caches.fit(cache, self.get_decoder())
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+    return result
 
 
 def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
