@@ -129,7 +129,7 @@ def longctx_attention(
             f"layer {index} holds {key.shape[2]} keys, but its mask has {live}: the cache's layers differ in length; "
             "use transformers' DynamicCache or StaticCache for this model"
         )
-    if layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
+    if dropping is None and layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
         raise ValueError(
             f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load "
             "the checkpoint with hf_longctx.from_pretrained, which sees to the cache"

@@ -100,7 +100,17 @@ class Description:
         return total
 
     def __str__(self) -> str:
-        header = ("layer", "type", "rope", "pattern", "own window", "backend", "reach", "KV bytes/token", "cache holds")
+        header = (
+            "layer",
+            "type",
+            "rope",
+            "pattern",
+            "own window",
+            "backend",
+            "reach",
+            "KV bytes/token",
+            "cache holds",
+        )
         rows = [header]
         for first, last in self._runs():
             label = str(first.index) if first is last else f"{first.index}-{last.index}"

@@ -27,13 +27,18 @@ def most_kept(pattern: Pattern) -> int | None:
     >>> most_kept(SlidingWindow(1024) | Global(4)), most_kept(Block(256, 1)), most_kept(Strided(8, 8))
     (1027, 511, None)
     """
-    n = 64
+    # A look at some keys answers most questions: late ones that last for ever, or lives too long to follow.
+    some = torch.cat([torch.arange(64), torch.tensor([1 << i for i in range(6, 23)]) + torch.arange(17)])
+    gone = _first_unseen(pattern, some)
+    if bool((gone[-4:] >= _FAR).any()):
+        return None
+    n = max(64, 1 << (2 * int((gone - some)[gone < _FAR].max())).bit_length()) if bool((gone < _FAR).any()) else 64
     while n <= _LONGEST:
         born = torch.arange(n)
         gone = _first_unseen(pattern, born)
         lasting = gone >= _FAR
         life = torch.where(lasting, 0, gone - born)
-        settled = not bool(lasting[n // 4 :].any()) and int(life.max()) <= n // 4
+        settled = not bool(lasting[n // 2 :].any()) and int(life.max()) <= n // 2
         if settled and min(pattern.period, _LONGEST_PERIOD) <= n // 2:
             # At `now` these have been born and are not gone: a running sum of births less deaths.
             deaths = torch.bincount(gone[gone <= n], minlength=n + 1)
