@@ -194,7 +194,7 @@ def test_another_pattern_or_no_patch_refuses_a_cache_that_has_dropped_keys():
     cache = DynamicCache(config=model.config)
     last_logits(model, ids, past_key_values=cache)
     lc.unpatch(model)
-    with pytest.raises(ValueError, match="window:4, but the model that uses it now has no such pattern"):
+    with pytest.raises(ValueError, match="window:4, but the model that uses it has no such pattern"):
         last_logits(model, ids[:, :1], past_key_values=copy.deepcopy(cache))
     lc.patch(model, attention=SlidingWindow(9))
     with pytest.raises(ValueError, match="drops keys under window:4, but the model computes window:9"):

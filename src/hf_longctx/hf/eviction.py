@@ -118,7 +118,7 @@ class EvictingLayer(DynamicLayer):
         """
         if not self._open:
             raise ValueError(
-                f"this cache drops keys under the attention pattern {self.pattern}, but the model that uses it now has "
+                f"this cache drops keys under the attention pattern {self.pattern}, but the model that uses it has "
                 "no such pattern: start with an empty cache"
             )
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
