@@ -23,7 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hf_longctx.hf.patching import attention_modules, plan_layers
+from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.patterns import Layers, Pattern
 
 VOCAB = 61

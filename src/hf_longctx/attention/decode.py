@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_longctx.attention import dense
+from hf_longctx.attention import dense, kernels
 from hf_longctx.attention.layout import Layout
 from hf_longctx.patterns import Pattern
 
@@ -31,10 +31,12 @@ def attend(
     Lq x (visible keys) elements. Other patterns take one dense call over all keys.
     """
     seen: Tensor | None
-    if layout.plain:
-        spans = spans_of(pattern, torch.arange(layout.keys - layout.queries, layout.keys), layer=layer)
-        if spans is None:
-            return dense.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
+    spans = _stored_spans(pattern, layout, layer)
+    if spans is None and layout.plain:
+        return dense.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
+    if spans is not None:
+        if layout.queries == 1 and len(spans) > 1 and _has_kernel(query, key, value):
+            return _merged(query, key, value, spans, scale)
         seen = None
         if layout.queries > 1 or not spans:
             at = torch.cat([torch.arange(a, b) for a, b in spans] or [torch.arange(0)]).to(query.device)
@@ -76,6 +78,23 @@ def spans_of(pattern: Pattern, q: Tensor, *, layer: int = 0) -> list[tuple[int, 
     return merged
 
 
+def _stored_spans(pattern: Pattern, layout: Layout, layer: int) -> list[tuple[int, int]] | None:
+    """The indices of the stored keys that the rows may see, as spans; None where they are not, or differ by row."""
+    if layout.plain:
+        return spans_of(pattern, torch.arange(layout.keys - layout.queries, layout.keys), layer=layer)
+    if layout.positions is None or layout.documents is not None:
+        return None
+    row = layout.positions[0]
+    alike = len(layout.positions) == 1 or bool((layout.positions == row).all())
+    if not alike or not bool((row[1:] >= row[:-1]).all()) or int(row[-layout.queries]) < 0:
+        return None
+    spans = spans_of(pattern, row[-layout.queries :].cpu(), layer=layer)
+    if not spans:
+        return spans
+    stored = torch.searchsorted(row, torch.tensor(spans, device=row.device)).tolist()
+    return [(a, b) for a, b in stored if a < b]
+
+
 def _gathered(pattern: Pattern, layout: Layout, layer: int) -> Tensor | None:
     """Indices (B or 1, S) of the stored keys that the rows may see, -1 for filling; None where they are not spans."""
     if layout.positions is None:
@@ -91,6 +110,24 @@ def _gathered(pattern: Pattern, layout: Layout, layer: int) -> Tensor | None:
             keep |= (positions >= a) & (positions < b)
         found.append(keep.nonzero()[:, 0])
     return pad_sequence(found, batch_first=True, padding_value=-1)
+
+
+def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    graph = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    return (
+        not graph
+        and kernels.missing(query.device, query.dtype) is None
+        and kernels.misfit(query.shape[-1], value.shape[-1]) is None
+    )
+
+
+def _merged(query: Tensor, key: Tensor, value: Tensor, spans: list[tuple[int, int]], scale: float) -> Tensor:
+    """One row against several spans of keys, each read where it is; the parts merge by their log-sum-exp."""
+    rows = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+    parts = [kernels.forward(rows, key[:, :, a:b], value[:, :, a:b], scale=scale) for a, b in spans]
+    weights = torch.stack([lse for _, lse in parts]).softmax(0).unsqueeze(-1)
+    out = (torch.stack([out for out, _ in parts]) * weights).sum(0)
+    return out.to(query.dtype).unflatten(2, (-1, 1)).flatten(1, 2)
 
 
 def _slices(x: Tensor, spans: list[tuple[int, int]]) -> Tensor:

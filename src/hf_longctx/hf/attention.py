@@ -89,6 +89,7 @@ def longctx_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     position_ids: Tensor | None = None,
+    longctx_cache: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer under the plan in its config, as transformers' attention function.
@@ -103,6 +104,7 @@ def longctx_attention(
         dropout: must be 0.
         sliding_window: the layer's own window, from models that have one.
         position_ids: (B or 1, Lq); where they restart without a cache, documents are packed.
+        longctx_cache: the cache, where some of its layers drop keys.
         **kwargs: the rest of transformers' contract.
 
     Returns:
@@ -117,14 +119,17 @@ def longctx_attention(
     stored = stored_plan(module.config)
     index = int(module.layer_idx)  # type: ignore[arg-type]
     layer = layer_plan(stored["attention"], stored["own_windows"], index, shape_key(module.config, sliding_window))
-    positions = attention_mask[:, 0, 0, :]  # type: ignore[index]
+    mask = positions = attention_mask[:, 0, 0, :]  # type: ignore[index]
+    dropping = _dropping(longctx_cache, layer)
+    if dropping is not None:
+        positions = dropping.positions(mask)
     live = positions.shape[-1]
     if key.shape[2] < live:
         raise ValueError(
             f"layer {index} holds {key.shape[2]} keys, but its mask has {live}: the cache's layers differ in length; "
             "use transformers' DynamicCache or StaticCache for this model"
         )
-    if layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
+    if dropping is None and layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
         raise ValueError(
             f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load "
             "the checkpoint with hf_longctx.from_pretrained, which sees to the cache"
@@ -139,7 +144,28 @@ def longctx_attention(
         layer=index,
         **_documents(positions, position_ids, query.shape[2]),
     )
+    if dropping is not None:
+        dropping.settle(mask)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _dropping(cache: Any, plan: LayerPlan) -> Any:
+    """The layer of a cache if it drops keys, else None.
+
+    Raises:
+        ValueError: it was filled under another pattern.
+    """
+    from hf_longctx.hf.eviction import EvictingLayer
+
+    layer = None if cache is None else cache.layers[plan.index]
+    if not isinstance(layer, EvictingLayer):
+        return None
+    if layer.pattern != plan.pattern:
+        raise ValueError(
+            f"layer {plan.index} of past_key_values drops keys under {layer.pattern}, but the model computes "
+            f"{plan.pattern}: start with an empty cache"
+        )
+    return layer
 
 
 def stored_plan(config: Any) -> dict[str, Any]:

@@ -1,23 +1,25 @@
-"""The cache that a plan needs: layers that replace their own window must keep what the pattern still sees."""
+"""The cache that a plan needs: each layer drops what its pattern can no longer see, and keeps what it still may."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hf_longctx.hf.attention import layer_plan, shape_key, stored_plan
+from hf_longctx.hf.attention import stored_plan
+from hf_longctx.hf.layers import plan_layers
+from hf_longctx.patterns import parse
+from hf_longctx.patterns.retention import most_kept
 
 
 def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of a decoder's forward with a cache that fits the plan.
 
-    An empty dynamic cache gets full layers where a window is replaced; a cache that is to be made is made here, so
-    that it can be seen by whoever comes after.
+    A cache that is to be made is made here, so that it can be seen by whoever comes after. A cache whose layers drop
+    keys is handed on to the attention as `longctx_cache`.
 
     Raises:
-        ValueError: a preallocated cache whose layers roll over the replaced window.
+        ValueError: a preallocated cache whose layers roll over a replaced window.
     """
     from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
     config = decoder.config
     cache = kwargs.get("past_key_values")
@@ -25,26 +27,51 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     if cache is None and not decoder.training and (config.use_cache if wanted is None else wanted):
         cache = DynamicCache(config=config)
         kwargs = {**kwargs, "past_key_values": cache, "use_cache": True}
-    if cache is None or cache.get_seq_length() or not _replaces(config):
+    if cache is None or not stored_plan(config)["attention"]:
         return kwargs
-    for index, layer in enumerate(cache.layers):
-        if not _replaced(config, index):
-            continue
-        if isinstance(layer, StaticSlidingWindowLayer):
+    fit(cache, decoder)
+    return {**kwargs, "longctx_cache": cache} if _open(cache) else kwargs
+
+
+def fit(cache: Any, decoder: Any) -> None:
+    """Give an empty dynamic cache the layers that the plan needs; leave every other cache as it is.
+
+    A layer under a pattern that drops keys becomes an `EvictingLayer`; one whose own window is replaced by a pattern
+    that keeps all, a full layer. A cache made without a config (`DynamicCache()`) and one that is offloaded keep all.
+
+    Raises:
+        ValueError: a preallocated cache whose layers roll over a replaced window.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
+
+    from hf_longctx.hf.eviction import EvictingLayer
+
+    if cache.get_seq_length():
+        return
+    stored = stored_plan(decoder.config)
+    plans = plan_layers(decoder, parse(stored["attention"]), stored["own_windows"])
+    evicts = type(cache) is DynamicCache and not cache.offloading
+    for index, (plan, layer) in enumerate(zip(plans, cache.layers)):
+        if plan.replaced and isinstance(layer, StaticSlidingWindowLayer):
             raise ValueError(
                 f"layer {index} replaces its own window, which a static cache cannot hold: use the dynamic cache "
                 "(the default) with own_windows='replace'"
             )
-        if isinstance(layer, DynamicSlidingWindowLayer):
+        if evicts and type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, EvictingLayer):
+            new = DynamicLayer() if most_kept(plan.pattern) is None else EvictingLayer(plan.pattern)
+            if getattr(layer, "record_past", False) and isinstance(new, EvictingLayer):
+                new.activate_past_recording()
+            cache.layers[index] = new
+        elif plan.replaced and isinstance(layer, DynamicSlidingWindowLayer):
             cache.layers[index] = DynamicLayer()
-    return kwargs
 
 
-def _replaces(config: Any) -> bool:
-    plan = stored_plan(config)
-    return bool(plan["attention"]) and plan["own_windows"] == "replace"
+def _open(cache: Any) -> bool:
+    """Tell the layers that drop keys that a forward begins; whether there are any."""
+    from hf_longctx.hf.eviction import EvictingLayer
 
-
-def _replaced(config: Any, index: int) -> bool:
-    plan = stored_plan(config)
-    return layer_plan(plan["attention"], plan["own_windows"], index, shape_key(config, 1)).replaced
+    dropping = [layer for layer in cache.layers if isinstance(layer, EvictingLayer)]
+    for layer in dropping:
+        layer.open()
+    return bool(dropping)

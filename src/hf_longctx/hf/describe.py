@@ -10,8 +10,9 @@ import torch
 
 from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
-from hf_longctx.hf.patching import attention_modules, plan_layers
+from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.patterns import parse, reach_through
+from hf_longctx.plan import LayerPlan
 from hf_longctx.rope import from_parameters
 
 
@@ -30,6 +31,8 @@ class LayerDescription:
         backend: how it is computed (at the model's full length), or transformers' implementation where stock.
         reach: the largest distance in tokens that information travels in this layer; None where unbounded.
         kv_bytes: bytes of keys and values that one token adds to its cache.
+        cache_keys: the most keys that its cache holds for one sequence, slack included, because it drops what no later
+            query sees; None where it drops nothing.
     """
 
     index: int
@@ -42,6 +45,7 @@ class LayerDescription:
     backend: str
     reach: int | None
     kv_bytes: int
+    cache_keys: int | None
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,47 @@ class Description:
         """Plain data for JSON."""
         return asdict(self)
 
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes that the cache of one sequence takes after `tokens` tokens, slack and slot numbers included.
+
+        Args:
+            tokens: tokens seen, prompt and generated ones.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        from hf_longctx.hf.eviction import SLOT_BYTES, columns
+
+        if tokens < 0:
+            raise ValueError(f"tokens is {tokens}: it must be at least 0, such as 32768")
+        total = 0
+        for layer in self.layers:
+            if layer.cache_keys is None or self.implementation != NAME:
+                total += layer.kv_bytes * min(tokens, tokens if layer.cache_keys is None else layer.cache_keys)
+            else:
+                total += (layer.kv_bytes + SLOT_BYTES) * columns(tokens, layer.cache_keys)
+        return total
+
     def __str__(self) -> str:
-        header = ("layer", "type", "rope", "pattern", "own window", "backend", "reach", "KV bytes/token")
+        header = (
+            "layer",
+            "type",
+            "rope",
+            "pattern",
+            "own window",
+            "backend",
+            "reach",
+            "KV bytes/token",
+            "cache holds",
+        )
         rows = [header]
         for first, last in self._runs():
             label = str(first.index) if first is last else f"{first.index}-{last.index}"
             reach = "unbounded" if first.reach is None else f"{first.reach:,}"
             own = "-" if first.own_window is None else f"{first.own_window:,}"
-            rows.append(
-                (label, first.kind, first.rope, first.pattern, own, first.backend, reach, f"{first.kv_bytes:,}")
-            )
+            holds = "all keys" if first.cache_keys is None else f"{first.cache_keys:,} keys"
+            seen = (first.pattern, own, first.backend, reach)
+            rows.append((label, first.kind, first.rope, *seen, f"{first.kv_bytes:,}", holds))
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         total = "unbounded" if self.reach is None else f"{self.reach:,} tokens"
@@ -154,6 +189,7 @@ def describe(model: Any) -> Description:
                 backend=backend,
                 reach=_finite(plan.pattern.reach(1)),
                 kv_bytes=_kv_bytes(modules.get(plan.index), model),
+                cache_keys=_cache_keys(plan, implementation),
             )
         )
     return Description(
@@ -186,6 +222,15 @@ def _layer_rope(config: Any, kind: str, scaling: str) -> str:
 
 def _finite(reach: float) -> int | None:
     return None if math.isinf(reach) else int(reach)
+
+
+def _cache_keys(plan: LayerPlan, implementation: str) -> int | None:
+    from hf_longctx.hf.eviction import most_columns
+
+    if implementation != NAME:
+        # transformers keeps the window less the query itself.
+        return None if plan.own is None else plan.own - 1
+    return most_columns(plan.pattern)
 
 
 def _kv_bytes(module: Any, model: Any) -> int:

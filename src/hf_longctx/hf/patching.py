@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_longctx.hf import caches, lengths, rotary
-from hf_longctx.hf.attention import NAME, PLAN_VERSION, shape_key, stored_plan
+from hf_longctx.hf.attention import NAME, PLAN_VERSION, stored_plan
+from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.hf.undo import Attributes, Hook, Implementation, Undo
 from hf_longctx.patterns import Layers, Pattern, parse
-from hf_longctx.plan import ModelShape, resolve
 from hf_longctx.rope import Scaling
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def patch(
             steps.extend(rotary.apply(model, change))
         if given is not None:
             steps.append(_switch(model))
+            prepare = types.MethodType(_prepare_cache_for_generation, model)
+            steps.append(Attributes(model, {"_prepare_cache_for_generation": prepare}))
         if given is not None or (change is not None and change.scaling.length_dependent):
             decoder = model.get_decoder()
             steps.append(Hook(decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)))
@@ -135,39 +137,6 @@ def patched(model: Model, **changes: Any) -> Iterator[Model]:
 def is_patched(model: Any) -> bool:
     """Whether a model carries a plan."""
     return bool(getattr(getattr(model, "config", None), "longctx", None))
-
-
-def plan_layers(model: Any, attention: Pattern | Layers | None, own_windows: str) -> list[LayerPlan]:
-    """The plan of every layer of a model."""
-    modules = attention_modules(model)
-    layers, kinds, kv_heads, _ = shape_key(model.config, None)
-    windows = tuple(own_window(modules[i]) if i in modules else None for i in range(layers))
-    if not kinds:
-        kinds = tuple("sliding_attention" if w is not None else "full_attention" for w in windows)
-    return resolve(attention, ModelShape(kinds, windows, kv_heads), own_windows)
-
-
-def attention_modules(model: Any) -> dict[int, Any]:
-    """The self-attention module of each layer."""
-    return {
-        int(module.layer_idx): module
-        for name, module in model.named_modules()
-        if getattr(module, "layer_idx", None) is not None and type(module).__name__.endswith("Attention")
-    }
-
-
-def own_window(module: Any) -> int | None:
-    """The window that an attention module passes to its attention function, or None.
-
-    Its class must really pass one: some configs carry `sliding_window` although their model never reads it.
-    """
-    code = type(module).forward.__code__
-    constants = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
-    if "sliding_window" not in constants and "sliding_window" not in code.co_names:
-        return None
-    if hasattr(module, "sliding_window"):
-        return module.sliding_window
-    return getattr(module.config, "sliding_window", None)
 
 
 def _check_model(model: Any) -> None:
@@ -248,6 +217,19 @@ def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[
     if tokens is not None:
         lengths.before_forward(decoder, kwargs, int(tokens.shape[1]))
     return args, kwargs
+
+
+def _prepare_cache_for_generation(
+    self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """The cache that `generate` makes, with layers that fit the plan before assisted decoding asks them to record."""
+    result = type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None:
+        caches.fit(cache, self.get_decoder())
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+    return result
 
 
 def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:

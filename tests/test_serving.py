@@ -1,0 +1,251 @@
+"""Caches that drop keys, in models: every family and way to generate, equal to computing all afresh."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
+
+import hf_longctx as lc
+from families import FAMILIES, WINDOW, build, dense, padding, tokens
+from hf_longctx.hf.eviction import EvictingLayer, columns
+from hf_longctx.measure.probe import clone_cache
+from hf_longctx.patterns import Block, Dilated, Full, Global, Heads, Layers, SlidingWindow, Strided
+
+LENGTH = 40
+STREAMING = SlidingWindow(5) | Global(2)
+PATTERNS = {
+    "streaming": STREAMING,
+    "window": SlidingWindow(6),
+    "dilated": Dilated(3, 2),
+    "block": Block(4, 1) | Global(1),
+    "heads": Heads([SlidingWindow(4), Block(3, 1)]),
+    "by layer": Layers({"0,-1": Full(), "*": STREAMING}),
+    "one layer": Layers({"1": SlidingWindow(4)}),
+    "strided": Strided(4, 4),
+}
+GREEDY = {"do_sample": False, "disable_compile": True}
+
+
+def nbytes(cache) -> int:
+    """Bytes of all that a cache holds on to, each storage once, as far as its views reach where they are views."""
+    total = 0
+    for layer in cache.layers:
+        tensors = layer._buffers if isinstance(layer, EvictingLayer) else (layer.keys, layer.values)
+        total += sum(t.nbytes for t in tensors)
+    return total
+
+
+def last_logits(model, ids, **how):
+    with torch.no_grad():
+        return model(ids, **how).logits[:, -1]
+
+
+@pytest.mark.parametrize("own_windows", ["intersect", "replace"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_the_cache_holds_what_describe_says(name, family, own_windows):
+    """Fed in pieces: no layer holds more than its bound, bytes are those of `describe`, and logits are exact."""
+    model = lc.patch(build(family), attention=PATTERNS[name], own_windows=own_windows)
+    shown, ids = lc.describe(model), tokens(1, LENGTH)
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits
+        cache = None
+        for start, stop in [(0, 9), (9, 10), (10, 26), *((i, i + 1) for i in range(26, LENGTH))]:
+            out = model(ids[:, start:stop], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            torch.testing.assert_close(out.logits, whole[:, start:stop], atol=1e-4, rtol=1e-4)
+            assert cache.get_seq_length() == stop
+            assert nbytes(cache) == shown.cache_bytes(stop)
+    for described, layer in zip(shown.layers, cache.layers):
+        if described.cache_keys is None:
+            assert type(layer) is DynamicLayer
+            assert layer.keys.shape[2] == LENGTH
+        else:
+            assert layer.keys.shape[2] <= described.cache_keys < LENGTH
+            assert columns(LENGTH, described.cache_keys) == described.cache_keys
+
+
+def test_a_sliding_layer_drops_by_its_own_window_too():
+    """Gemma 3 mixes layers: its sliding ones are bounded by their window whatever pattern they are given."""
+    model = lc.patch(build("gemma3"), attention=Layers({"*": Strided(4, 4)}))
+    kept = [layer.cache_keys for layer in lc.describe(model).layers]
+    assert kept[1] is None
+    assert WINDOW // 2 < kept[0] == kept[2] <= WINDOW + 2
+    replaced = lc.patch(build("gemma3"), attention=Strided(4, 4), own_windows="replace")
+    assert [layer.cache_keys for layer in lc.describe(replaced).layers] == [None] * 3
+
+
+def test_describe_of_a_stock_model_counts_transformers_cache():
+    """What transformers' own sliding layers keep: the window less the query."""
+    shown = lc.describe(build("gemma3"))
+    assert [layer.cache_keys for layer in shown.layers] == [WINDOW - 1, None, WINDOW - 1]
+    assert shown.cache_bytes(LENGTH) == (2 * (WINDOW - 1) + LENGTH) * shown.layers[0].kv_bytes
+    assert "all keys" in str(shown)
+    with pytest.raises(ValueError, match="tokens is -1"):
+        shown.cache_bytes(-1)
+
+
+WAYS = {
+    "beams": {"num_beams": 3},
+    "returned beams": {"num_beams": 3, "num_return_sequences": 2},
+    "prefill in chunks": {"prefill_chunk_size": 7},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_generate(way, family):
+    """The same tokens as without a cache; rows padded on the left where the way allows a batch."""
+    rows = 1 if way == "prompt lookup" else 2
+    ids, mask = tokens(rows, 20), padding("left", rows, 20)
+    model = lc.patch(build(family), attention=STREAMING)
+    how = GREEDY | {"attention_mask": mask, "max_new_tokens": 14, "return_dict_in_generate": True}
+    plain = {k: v for k, v in WAYS[way].items() if k.startswith("num")}
+    expected = model.generate(ids, use_cache=False, **how, **plain).sequences
+    got = model.generate(ids, **how, **WAYS[way])
+    assert torch.equal(got.sequences, expected)
+    assert all(isinstance(layer, EvictingLayer) for layer in got.past_key_values.layers)
+    if way != "prompt lookup":  # which keeps a little more, until it knows what is accepted
+        assert max(layer.keys.shape[2] for layer in got.past_key_values.layers) < 20
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_sampled_rows_of_one_prompt(own):
+    """num_return_sequences repeats the prompt's rows; a user's empty cache is used and filled likewise."""
+    model, ids = lc.patch(build("llama"), attention=STREAMING), tokens(1, 20)
+    how = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 12}
+    torch.manual_seed(3)
+    expected = model.generate(ids, use_cache=False, **how)
+    torch.manual_seed(3)
+    extra = {"past_key_values": DynamicCache(config=model.config)} if own else {}
+    assert torch.equal(model.generate(ids, **how, **extra), expected)
+    if own:
+        assert extra["past_key_values"].layers[0].keys.shape[2] < 10
+
+
+@pytest.mark.parametrize("helper", ["stock", "patched"])
+def test_assisted_decoding(helper):
+    """A helper model proposes, the cache takes back what is refused; with the helper's own cache dropping keys too."""
+    model, ids = lc.patch(build("llama"), attention=STREAMING), tokens(1, 20)
+    other = build("llama", seed=3) if helper == "stock" else lc.patch(build("llama"), attention=SlidingWindow(4))
+    how = GREEDY | {"max_new_tokens": 20}
+    assert torch.equal(model.generate(ids, assistant_model=other, **how), model.generate(ids, use_cache=False, **how))
+
+
+def test_several_turns_with_one_cache():
+    model = lc.patch(build("qwen3"), attention=STREAMING)
+    ids, cache = tokens(2, 12), DynamicCache(config=model.config)
+    for turn in range(3):
+        how = GREEDY | {"max_new_tokens": 6}
+        out = model.generate(ids, past_key_values=cache, **how)
+        assert torch.equal(out, model.generate(ids, use_cache=False, **how))
+        ids = torch.cat([out, tokens(2, 5, seed=turn)], 1)
+    assert cache.layers[0].keys.shape[2] < 10
+
+
+# ---------------------------------------------------------------------- whose cache it is
+
+
+def test_a_cache_made_without_a_config_keeps_everything():
+    model, ids, cache = lc.patch(build("llama"), attention=STREAMING), tokens(1, LENGTH), DynamicCache()
+    expected = last_logits(model, ids, use_cache=False)
+    last_logits(model, ids[:, :-1], past_key_values=cache)
+    torch.testing.assert_close(last_logits(model, ids[:, -1:], past_key_values=cache), expected, atol=1e-4, rtol=1e-4)
+    assert [layer.keys.shape[2] for layer in cache.layers] == [LENGTH] * 3
+
+
+def test_a_full_cache_goes_on_as_it_is():
+    """One filled before the model was patched keeps its layers."""
+    model, ids = build("llama"), tokens(1, LENGTH)
+    cache = DynamicCache(config=model.config)
+    last_logits(model, ids[:, :20], past_key_values=cache)
+    lc.patch(model, attention=STREAMING)
+    last_logits(model, ids[:, 20:], past_key_values=cache)
+    assert [(type(layer), layer.keys.shape[2]) for layer in cache.layers] == [(DynamicLayer, LENGTH)] * 3
+
+
+def test_a_static_cache_keeps_everything():
+    model, ids = lc.patch(build("llama"), attention=STREAMING), tokens(1, LENGTH)
+    cache = StaticCache(config=model.config, max_cache_len=LENGTH)
+    last_logits(model, ids, past_key_values=cache)
+    assert cache.layers[0].keys.shape[2] == LENGTH
+    assert not any(isinstance(layer, EvictingLayer) for layer in cache.layers)
+
+
+def test_an_emptied_cache_follows_the_plan_of_the_day():
+    model, ids = lc.patch(build("llama"), attention=SlidingWindow(4)), tokens(1, LENGTH)
+    cache = DynamicCache(config=model.config)
+    last_logits(model, ids, past_key_values=cache)
+    cache.reset()
+    lc.patch(lc.unpatch(model), attention=SlidingWindow(9))
+    got = last_logits(model, ids[:, :-1], past_key_values=cache)
+    assert got.isfinite().all()
+    expected = last_logits(model, ids, use_cache=False)
+    torch.testing.assert_close(last_logits(model, ids[:, -1:], past_key_values=cache), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_another_pattern_or_no_patch_refuses_a_cache_that_has_dropped_keys():
+    model, ids = lc.patch(build("llama"), attention=SlidingWindow(4)), tokens(1, LENGTH)
+    cache = DynamicCache(config=model.config)
+    last_logits(model, ids, past_key_values=cache)
+    lc.unpatch(model)
+    with pytest.raises(ValueError, match="window:4, but the model that uses it has no such pattern"):
+        last_logits(model, ids[:, :1], past_key_values=copy.deepcopy(cache))
+    lc.patch(model, attention=SlidingWindow(9))
+    with pytest.raises(ValueError, match="drops keys under window:4, but the model computes window:9"):
+        last_logits(model, ids[:, :1], past_key_values=cache)
+
+
+def test_an_attention_mask_for_the_new_tokens_only_is_no_mask_for_the_cache():
+    """Padding in the cache needs the full mask, with a cache that drops keys as with any other."""
+    ids, mask = tokens(2, LENGTH), padding("left", 2, LENGTH)
+    model = lc.patch(build("llama"), attention=STREAMING)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    expected = last_logits(model, ids, attention_mask=mask, position_ids=places, use_cache=False)
+    cache = DynamicCache(config=model.config)
+    last_logits(model, ids[:, :30], attention_mask=mask[:, :30], position_ids=places[:, :30], past_key_values=cache)
+    step = {"attention_mask": mask, "position_ids": places[:, 30:], "past_key_values": cache}
+    torch.testing.assert_close(last_logits(model, ids[:, 30:], **step), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, clone_cache])
+def test_copies_of_a_cache_go_their_own_ways(copied):
+    model, ids = lc.patch(build("gemma3"), attention=PATTERNS["by layer"]), tokens(1, LENGTH)
+    expected = last_logits(model, ids, use_cache=False)
+    cache = DynamicCache(config=model.config)
+    last_logits(model, ids[:, :-1], past_key_values=cache)
+    other = copied(cache)
+    for _ in range(9):
+        last_logits(model, ids[:, :1] + 1, past_key_values=other)
+    torch.testing.assert_close(last_logits(model, ids[:, -1:], past_key_values=cache), expected, atol=1e-4, rtol=1e-4)
+    assert (cache.get_seq_length(), other.get_seq_length()) == (LENGTH, LENGTH + 8)
+
+
+def test_rope_that_depends_on_the_length_stays_with_the_cache():
+    model = lc.patch(build("llama"), attention=STREAMING, rope="dynamic:1")
+    ids, how = tokens(1, 60), GREEDY | {"max_new_tokens": 20, "return_dict_in_generate": True}
+    got = model.generate(ids, **how)
+    assert torch.equal(got.sequences, model.generate(ids, use_cache=False, **how).sequences)
+    assert isinstance(got.past_key_values.layers[0], EvictingLayer)
+    assert got.past_key_values.longctx_length == 80
+
+
+def test_inner_padding_and_a_batch_chosen_by_rows():
+    """Rows with holes at different places; rows are dropped and repeated between forwards."""
+    ids, mask = tokens(3, LENGTH), padding("inner", 3, LENGTH)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    model = lc.patch(build("llama"), attention=STREAMING)
+    rows = torch.tensor([2, 0])
+    stock = build("llama", attention="eager")
+    with torch.no_grad(), dense(stock, STREAMING, mask[rows]):
+        expected = stock(ids[rows], attention_mask=mask[rows], position_ids=places[rows]).logits[:, 30:]
+        cache = model(ids[:, :30], attention_mask=mask[:, :30], position_ids=places[:, :30]).past_key_values
+        cache.batch_select_indices(rows)
+        step = {"attention_mask": mask[rows], "position_ids": places[rows, 30:], "past_key_values": cache}
+        got = model(ids[rows, 30:], **step).logits
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
