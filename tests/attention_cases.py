@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from hf_longctx.patterns import Full, Global, Pattern, SlidingWindow
+from hf_longctx.patterns import Block, Dilated, Full, Global, Pattern, Random, SlidingWindow, Strided, Union
 
 #: Off the kernels' grids, on purpose.
 HEAD_SIZES = (8, 40, 59, 64, 111)
@@ -29,28 +30,49 @@ class Case:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.query, self.key, self.value
 
+    @property
+    def seen(self) -> Tensor:
+        """Which keys each query row may see, (batch, 1 or Hkv, rows, keys)."""
+        return seen(
+            self.pattern, len(self.query), self.query.shape[2], self.key.shape[2], self.where, self.key.shape[1]
+        )
+
+    @property
+    def blind(self) -> Tensor:
+        """Which query rows see nothing, (batch, 1 or Hq, rows, 1)."""
+        blind = ~self.seen.any(-1, keepdim=True)
+        return blind.repeat_interleave(self.query.shape[1] // blind.shape[1], dim=1) if blind.shape[1] > 1 else blind
+
     def to(self, dtype: torch.dtype) -> Case:
         return Case(*(x.detach().to(dtype) for x in self.tensors), self.pattern, self.where)
 
 
-@st.composite
-def patterns(draw: Any) -> Pattern:
-    """Patterns that lower to pieces."""
-    window, other = draw(st.integers(1, 150)), draw(st.integers(1, 150))
-    tokens = draw(st.integers(1, 40))
-    return draw(
-        st.sampled_from(
-            [
-                Full(),
-                SlidingWindow(window),
-                Global(tokens),
-                SlidingWindow(window) | Global(tokens),
-                SlidingWindow(window) | SlidingWindow(other),
-                Global(tokens).within(other) | SlidingWindow(window),
-                Full() | Global(tokens),
-            ]
-        )
+class Odd(Pattern, name=None):
+    """A pattern known by its rule alone: even rows see nothing."""
+
+    def allows(self, q: Tensor, k: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
+        return (q % 2 == 1) & (k % 3 == 0)
+
+
+def single() -> Any:
+    """One pattern of any kind, in sizes of which several blocks, classes and chunks fit the lengths."""
+    small, size = st.integers(1, 40), st.integers(1, 150)
+    return st.one_of(
+        st.just(Full()),
+        st.builds(SlidingWindow, size),
+        st.builds(Global, small),
+        st.builds(Dilated, small, st.integers(1, 70)),
+        st.builds(Strided, small, size),
+        st.builds(Block, size, st.integers(0, 3)),
+        st.builds(Random, st.integers(1, 3), size, seed=st.integers(0, 3)),
+        st.just(Odd()),
     )
+
+
+def patterns() -> Any:
+    """A pattern, a union of two or three, and one seen through a window."""
+    union = st.lists(single(), min_size=1, max_size=3).map(lambda ps: Union.of(*ps))
+    return st.one_of(single(), union, union, st.builds(lambda p, w: p.within(w), union, st.integers(1, 150)))
 
 
 #: The default of `cases`.
@@ -99,9 +121,13 @@ def layout(kind: str, batch: int, keys: int, rng: torch.Generator) -> dict[str, 
     return {}
 
 
-def seen(pattern: Pattern, batch: int, rows: int, keys: int, where: dict[str, Tensor]) -> Tensor:
-    """Which keys each query row may see, (batch, rows, keys), one token at a time, straight from the definition."""
-    mask = torch.zeros(batch, rows, keys, dtype=torch.bool)
+def seen(pattern: Pattern, batch: int, rows: int, keys: int, where: dict[str, Tensor], heads: int = 1) -> Tensor:
+    """Which keys each query row may see, one token at a time, straight from the definition.
+
+    Bool (batch, H, rows, keys), where H is `heads` for patterns that differ by head, else 1.
+    """
+    heads = heads if pattern.by_head else 1
+    mask = torch.zeros(batch, heads, rows, keys, dtype=torch.bool)
     for b in range(batch):
         position, document, number, count = [], [], -1, 0
         for t in range(keys):
@@ -113,18 +139,30 @@ def seen(pattern: Pattern, batch: int, rows: int, keys: int, where: dict[str, Te
             count += real
         p, d = torch.tensor(position), torch.tensor(document)
         q, k = p[keys - rows :, None], p[None, :]
-        mask[b] = (k >= 0) & (k <= q) & (d[keys - rows :, None] == d[None, :]) & pattern.allows(q, k)
+        own = (k >= 0) & (k <= q) & (d[keys - rows :, None] == d[None, :])
+        for h in range(heads):
+            mask[b, h] = own & pattern.allows(q, k, head=h)
     return mask
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Textbook attention in the tensors' own dtype under a mask (B, rows, keys); 0 where a row sees no key."""
+    """Textbook attention in the tensors' own dtype under a mask (B, 1 or Hkv, rows, keys); 0 for a row with no key."""
     group = query.shape[1] // key.shape[1]
+    mask = mask.repeat_interleave(group, dim=1) if mask.shape[1] > 1 else mask
     k, v = (x.repeat_interleave(group, dim=1) for x in (key, value))
     scores = (query @ k.transpose(-1, -2)) * query.shape[-1] ** -0.5
     blind = ~mask.any(-1, keepdim=True)
-    weights = scores.masked_fill(~(mask | blind)[:, None], float("-inf")).softmax(-1)
-    return weights.masked_fill(blind[:, None], 0) @ v
+    weights = scores.masked_fill(~(mask | blind), float("-inf")).softmax(-1)
+    return weights.masked_fill(blind, 0) @ v
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The same by torch's own fused attention, whose backward starts from the rounded output."""
+    group = query.shape[1] // key.shape[1]
+    mask = mask.repeat_interleave(group, dim=1) if mask.shape[1] > 1 else mask
+    k, v = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    blind = ~mask.any(-1, keepdim=True)
+    return scaled_dot_product_attention(query, k, v, attn_mask=mask | blind).masked_fill(blind, 0)
 
 
 def gradients(out: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -17,7 +17,6 @@ Q, K = torch.randn(2, 4, 10, 8), torch.randn(2, 2, 12, 8)
         (ValueError, ["backend", "'tilde'", "'tiled'", "reference"], {"backend": "tilde"}),
         (ValueError, ["flex", "auto"], {"backend": "flex"}),
         (ValueError, ["flash", "CUDA", "auto"], {"backend": "flash"}),
-        (ValueError, ["tiled", "dilated:4,2", "auto"], {"backend": "tiled", "pattern": Dilated(4, 2)}),
         (ValueError, ["head size", "8 and 6"], {"backend": "tiled", "value": torch.randn(2, 2, 12, 6)}),
         (TypeError, ["pattern", "42", "SlidingWindow"], {"pattern": 42}),
         (ValueError, ["windw"], {"pattern": "windw:4"}),
@@ -66,9 +65,10 @@ def test_choice():
     assert choose(SlidingWindow(64), n=32)[0] == "dense"
     assert choose(SlidingWindow(64), n=1 << 14, rows=1)[0] == "dense"
     assert choose(SlidingWindow(64), n=1 << 14, device="cuda")[0] == "dense"
-    name, reason = choose(Random(1, 64), n=1 << 14)
+    assert choose(Random(1, 64) | Dilated(4, 2), n=1 << 14)[0] == "tiled"
+    name, reason = choose(SlidingWindow(64), n=1 << 14, dtype=torch.float8_e5m2)
     assert name == "dense"
-    assert "random" in reason
+    assert "float8" in reason
 
 
 def test_choice_is_logged_once(caplog):

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attention_cases import Case, cases, error, gradients, patterns, plain, rounding, seen
+from attention_cases import Case, cases, error, fused, gradients, patterns, plain, rounding
 from hf_longctx.attention import attend
 from hf_longctx.patterns import Full, Global, SlidingWindow
+from hf_longctx.patterns.geometry import Own, disjoint
+from hf_longctx.patterns.tiles import lower
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -16,20 +18,23 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @given(cases(), st.sampled_from(DTYPES))
 @settings(max_examples=150, deadline=None)
 def test_error_at_most_twice_that_of_plain_attention(case: Case, dtype: torch.dtype):
-    """Outputs and each gradient, over layouts, head counts, odd sizes and any number of query rows."""
-    mask = seen(case.pattern, len(case.query), case.query.shape[2], case.key.shape[2], case.where)
+    """Outputs and each gradient, over layouts, head counts, odd sizes and any number of query rows.
+
+    Gradients may also err like torch's own fused attention under a mask: it too takes the sum of gradient times output
+    from the rounded output, where the textbook does not, which shows in rows that see two or three keys.
+    """
     low = case.to(dtype)
     inputs = tuple(x.requires_grad_() for x in low.tensors)
     exact_inputs = tuple(x.requires_grad_() for x in low.to(torch.float32).tensors)
     exact = attend(*exact_inputs, case.pattern, backend="reference", **case.where)
-    usual = plain(*inputs, mask)
+    usual, torchs = plain(*inputs, case.seen), fused(*inputs, case.seen)
     out = attend(*inputs, case.pattern, backend="tiled", **case.where)
     assert out.dtype == dtype
     assert error(out, exact) <= 2 * error(usual, exact) + rounding(dtype, exact)
-    for got, common, want in zip(
-        *(gradients(o, i) for o, i in ((out, inputs), (usual, inputs), (exact, exact_inputs)))
+    for got, common, other, want in zip(
+        *(gradients(o, i) for o, i in ((out, inputs), (usual, inputs), (torchs, inputs), (exact, exact_inputs)))
     ):
-        assert error(got, want) <= 2 * error(common, want) + rounding(dtype, want)
+        assert error(got, want) <= 2 * max(error(common, want), error(other, want)) + rounding(dtype, want)
 
 
 @pytest.mark.parametrize("pattern", [Full(), SlidingWindow(300), SlidingWindow(600) | Global(4), Global(7)], ids=str)
@@ -55,8 +60,7 @@ def test_float64_passes_a_numerical_gradient_check():
 @settings(max_examples=80, deadline=None)
 def test_what_must_not_be_read_is_not_read(case: Case, backend: str):
     """Keys that no row sees, padding included, and rows that see no key are NaN; nothing changes, nor do gradients."""
-    mask = seen(case.pattern, len(case.query), case.query.shape[2], case.key.shape[2], case.where)
-    dead_keys, dead_rows = ~mask.any(1)[:, None, :, None], ~mask.any(2)[:, None, :, None]
+    dead_keys, dead_rows = ~case.seen.any(2)[..., None], case.blind
     clean = tuple(x.requires_grad_() for x in case.tensors)
     dead = (dead_rows, dead_keys, dead_keys)
     poisoned = tuple(x.detach().masked_fill(d, float("nan")).requires_grad_() for x, d in zip(clean, dead))
@@ -71,20 +75,25 @@ def test_what_must_not_be_read_is_not_read(case: Case, backend: str):
 @given(patterns(), st.integers(0, 300), st.integers(1, 300), st.integers(0, 100), st.integers(1, 200))
 @settings(max_examples=200, deadline=None)
 def test_tiles_hold_every_pair_once(pattern, row, rows, key, keys):
-    """Lowering any rectangle of positions covers exactly the visible pairs, and no tile holds a key for nothing."""
-    from hf_longctx.patterns.geometry import lower
-
+    """Lowering any rectangle of positions covers exactly the visible pairs, and views read no key for nothing."""
+    shapes = pattern.pieces()
+    pieces = disjoint((Own(pattern),) if shapes is None else shapes)
     held = torch.zeros(rows, keys, dtype=torch.int64)
-    for tile in lower(pattern.pieces(), (row, row + rows), (key, key + keys), 16):
-        difference = torch.arange(tile.rows)[:, None] - torch.arange(tile.keys)
-        one = torch.ones_like(difference, dtype=torch.bool)
-        one &= difference >= (tile.low if tile.low is not None else -tile.keys)
-        one &= difference < (tile.high if tile.high is not None else tile.rows)
-        assert one.any(0).all()
-        assert one.any(1).all()
-        for t in range(tile.count):
-            a, b = tile.row + t * tile.step, tile.key + t * tile.step
-            held[a : a + tile.rows, b : b + tile.keys] += one
+    for tile in lower(pieces, (row, row + rows), (key, key + keys), 16):
+        seen = tile.seen(row, key)
+        if tile.regular:
+            assert seen.any(0).all()
+            assert seen.any(1).all()
+        for c in range(tile.copies):
+            for t in range(tile.count):
+                shift = c + t * tile.step
+                r = tile.row + shift + tile.spacing * torch.arange(tile.rows)
+                k = tile.key + shift + tile.spacing * torch.arange(tile.keys)
+                one = seen if seen.dim() == 2 else seen[c * tile.count + t]
+                if tile.picks is not None:
+                    k = tile.picks[t]
+                    one, k = one[:, k >= 0], k[k >= 0]
+                held[r[:, None], k] += one
     q, k = torch.arange(row, row + rows)[:, None], torch.arange(key, key + keys)
     assert torch.equal(held, (pattern.allows(q, k) & (k <= q)).long())
 

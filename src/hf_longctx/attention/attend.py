@@ -120,7 +120,7 @@ def choose(
         return "dense", f"at most {decode.FEW} query rows: one call over the visible keys"
     if n < BREAK_EVEN:
         return "dense", f"short: below {BREAK_EVEN} keys one call under a mask is as fast"
-    reason = tiled.cannot(pattern, device=torch.device(device), dtype=dtype, needs_grad=needs_grad)
+    reason = tiled.cannot(torch.device(device), dtype)
     if reason is None:
         return "tiled", "cost follows the visible pairs"
     return "dense", f"a few rows at a time under a mask, because the tiled engine cannot: {reason}"
@@ -129,7 +129,7 @@ def choose(
 def check_backend(pattern: Pattern, backend: str, *, device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError unless `backend` can compute `pattern` there; for callers that must know beforehand."""
     _check_backend(backend)
-    reason = tiled.cannot(pattern, device=device, dtype=dtype, needs_grad=False) if backend == "tiled" else None
+    reason = tiled.cannot(device, dtype) if backend == "tiled" else None
     if reason:
         raise ValueError(f"backend is 'tiled', which cannot compute {pattern} here: {reason}. Use backend='auto'")
 
@@ -166,10 +166,10 @@ def _attend(
         compute = decode.attend if few else dense.attend if chosen == "dense" else None
     if compute is not None:
         return compute(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
-    why = tiled.cannot(pattern, device=query.device, dtype=query.dtype, needs_grad=needs_grad) or unfit
+    why = tiled.cannot(query.device, query.dtype) or unfit
     if why is not None:
         raise ValueError(f"backend is 'tiled', which cannot compute {pattern} here: {why}. Use backend='auto'")
-    return tiled.attend(query, key, value, pattern, layout, scale=scale)
+    return tiled.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
 
 
 @lru_cache(maxsize=1024)

@@ -1,17 +1,18 @@
 """The engine: runs a pattern's pieces as dense problems on views, and knows no pattern by name.
 
-Each run of contiguous real tokens of one document is cut into tiles (`patterns.geometry`). A tile is one call of the
-dense flash kernel on strided views of the keys and values, which are never copied or repeated: the query heads of a
-group become rows of one problem. Tiles are disjoint, so results for the same row merge exactly by log-sum-exp, as
-flash attention does with its own blocks (Dao et al. 2022, arXiv 2205.14135, section 3.1). Backward calls each tile's
-flash backward with the merged output and log-sum-exp; the sum over tiles is the exact gradient. Nothing of size n x n
-exists.
+Each run of contiguous real tokens of one document is cut into tiles (`patterns.tiles`). A tile is a batch of equal
+dense problems, one call of the flash kernel on strided views of the keys and values. These are never repeated, as the
+query heads of a group become rows of one problem, and are copied only where a pattern names keys one by one. Tiles are
+disjoint, so results for the same row merge exactly by log-sum-exp, as flash attention does with its own blocks (Dao et
+al. 2022, arXiv 2205.14135, section 3.1). Backward calls each tile's flash backward with the merged output and
+log-sum-exp; the sum over tiles is the exact gradient. Nothing of size n x n exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ from torch import Tensor
 from hf_longctx.attention import kernels, views
 from hf_longctx.attention.layout import Layout
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import Strip, Tile, lower
+from hf_longctx.patterns.geometry import Own, Piece, disjoint
+from hf_longctx.patterns.tiles import Tile, lower
 
 #: Rows times heads of a band run in one kernel call: copies of queries and outputs stay this small.
 _SLAB = 1 << 16
 #: Key gradients of a band held at once, in elements: as many as the queries have, within these bounds. They overlap
 #: from problem to problem, so that together they are many times the size of the keys.
 _GRADIENTS = 1 << 20, 1 << 22
+#: Elements of masks, and of copied keys, held at once where each problem has its own.
+_OWN = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -56,44 +60,93 @@ class _Job:
     rows: int
     spans: tuple[tuple[int, tuple[int, int], tuple[int, int]], ...]
 
-    def tiles(self, strips: tuple[Strip, ...], *, backward: bool = False) -> Iterator[tuple[int, Tile]]:
-        """The tiles, each with the first stored key of its span."""
-        for key, rows, keys in self.spans:
-            for tile in lower(strips, rows, keys, backward=backward):
-                yield key, tile
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done: the jobs, and the pieces that each range of key-value heads sees."""
+
+    jobs: tuple[_Job, ...]
+    pieces: tuple[tuple[range, tuple[Piece, ...]], ...]
+    scale: float
+
+    def each(self) -> Iterator[tuple[_Job, range, tuple[Piece, ...]]]:
+        """Every job with every range of heads."""
+        for job in self.jobs:
+            for heads, pieces in self.pieces:
+                yield job, heads, pieces
 
 
-def cannot(pattern: Pattern, *, device: torch.device, dtype: torch.dtype, needs_grad: bool = False) -> str | None:
-    """Why this engine cannot compute a pattern here, or None if it can.
+@dataclass(frozen=True)
+class _At:
+    """Where a tile is: the first stored key of its span, and the logical positions of first row and key."""
 
-    >>> from hf_longctx.patterns import Random
-    >>> cannot(Random(1, 64), device=torch.device("cpu"), dtype=torch.float32)
-    'random:1,64,seed=0 has no fast path yet'
+    first: int
+    row: int
+    key: int
+
+
+def _tiles(job: _Job, pieces: tuple[Piece, ...], *, backward: bool = False) -> Iterator[tuple[_At, Tile]]:
+    """A job's tiles. Every pair of row and key that may see one another is in one of them, and in one only."""
+    for first, rows, keys in job.spans:
+        for tile in lower(pieces, rows, keys, backward=backward):
+            yield _At(first, rows[0], keys[0]), tile
+
+
+def _parts(tile: Tile, at: _At, q: Tensor, most: int) -> Iterator[tuple[Tile, views.Mask]]:
+    """The tile a slab at a time, each with its mask; slabs that see nothing are left out."""
+    shared, size = tile.shared, tile.keys * max(q.shape[-1] if tile.picks is not None else 0, 1)
+    if not shared:
+        size = max(size, tile.keys * tile.rows * q.shape[1])
+    if not shared or tile.picks is not None:
+        most = min(most, max(1, _OWN // size))
+    kept: dict[bool, views.Mask] = {}
+    for part in views.slabs(tile, most):
+        alone = part.problems == 1
+        mask = kept.get(alone) if shared else None
+        if mask is None:
+            mask = kept[alone] = views.mask(part, q, at.row, at.key)
+        if not mask.empty:
+            yield part, mask
+
+
+def cannot(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this engine cannot compute anything here, or None if it can compute every pattern.
+
+    >>> cannot(torch.device("cpu"), torch.float32) is None
+    True
     """
-    if pattern.pieces() is None:
-        return f"{pattern} has no fast path yet"
     return kernels.missing(device, dtype)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, layout: Layout, *, scale: float) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    layout: Layout,
+    *,
+    scale: float,
+    layer: int = 0,
+    head: int = 0,
+) -> Tensor:
     """Attention by tiles. Arguments and result as in `reference.attend`; ask `cannot` first.
 
     Extra memory is about that of the queries and the output, forward; never n x n.
     """
-    strips = pattern.pieces()
-    if strips is None:
-        raise ValueError(f"{pattern} has no pieces: use backend='auto'")
+    heads = range(key.shape[1])
+    groups = [range(h, h + 1) for h in heads] if pattern.by_head else [heads]
+    pieces = tuple((g, _pieces(pattern, layer, head + g.start)) for g in groups)
     batch, first = query.shape[0], layout.keys - layout.queries
     if layout.plain:
         span = _Span(0, layout.keys, 0, 0)
         jobs = tuple(job for b in range(batch) for job in _jobs(b, [span], first))
-        return _run(query, key, value, jobs, strips, scale)
+        return _run(query, key, value, _Work(jobs, pieces, scale))
 
     positions = torch.arange(layout.keys)[None] if layout.positions is None else layout.positions.cpu()
     if not any(_holed(p) for p in positions):
         rows = [_spans(p, _row(layout.documents, b)) for b, p in enumerate(positions)]
         jobs = tuple(job for b in range(batch) for job in _jobs(b, rows[b % len(rows)], first))
-        return _run(query, key, value, jobs, strips, scale)
+        return _run(query, key, value, _Work(jobs, pieces, scale))
 
     # Padding between real tokens: run each row on its real tokens alone.
     outs = []
@@ -106,13 +159,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, layout: 
             query[b : b + 1, :, here],
             key[b : b + 1, :, real],
             value[b : b + 1, :, real],
-            tuple(_jobs(0, spans, len(real) - len(here))),
-            strips,
-            scale,
+            _Work(tuple(_jobs(0, spans, len(real) - len(here))), pieces, scale),
         )
         blank = query.new_zeros(1, query.shape[1], layout.queries, value.shape[-1])
         outs.append(blank.index_copy(2, here, part))
     return torch.cat(outs)
+
+
+def _pieces(pattern: Pattern, layer: int, head: int) -> tuple[Piece, ...]:
+    shapes = pattern.pieces(layer=layer, head=head)
+    return disjoint((Own(pattern, layer, head),) if shapes is None else shapes)
 
 
 # ---------------------------------------------------------------------- from tokens to jobs
@@ -157,71 +213,59 @@ def _jobs(batch: int, spans: list[_Span], first: int) -> Iterator[_Job]:
 # ---------------------------------------------------------------------- running jobs
 
 
-def _run(
-    query: Tensor, key: Tensor, value: Tensor, jobs: tuple[_Job, ...], strips: tuple[Strip, ...], scale: float
-) -> Tensor:
+def _run(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> Tensor:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
-        return _Tiled.apply(query, key, value, jobs, strips, scale)
-    return _forward(query, key, value, jobs, strips, scale)[0]
+        return _Tiled.apply(query, key, value, work)
+    return _forward(query, key, value, work)[0]
 
 
 class _Tiled(torch.autograd.Function):
     """`_forward` with `_backward` as its gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        jobs: tuple[_Job, ...],
-        strips: tuple[Strip, ...],
-        scale: float,
-    ) -> Tensor:
-        out, lse = _forward(query, key, value, jobs, strips, scale)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work) -> Tensor:
+        out, lse = _forward(query, key, value, work)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.work = jobs, strips, scale
+        ctx.work = work
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
-        return (*_backward(grad, query, key, value, out, lse, *ctx.work), None, None, None)
+        return (*_backward(grad, query, key, value, out, lse, ctx.work), None)
 
 
-def _forward(
-    query: Tensor, key: Tensor, value: Tensor, jobs: tuple[_Job, ...], strips: tuple[Strip, ...], scale: float
-) -> tuple[Tensor, Tensor]:
+def _forward(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
     """Output (B, Hq, Lq, D), laid out as (B, Lq, Hq, D), and log-sum-exp (B, Hq, Lq), -inf for rows with no key."""
     batch, heads, rows, size = query.shape
-    kv_heads = key.shape[1]
-    merging = any(sum(t.rows * t.count for _, t in job.tiles(strips)) > job.rows for job in jobs)
+    group = heads // key.shape[1]
+    merging = any(sum(t.rows * t.problems for _, t in _tiles(job, p)) > job.rows for job, _, p in work.each())
     exact = torch.promote_types(query.dtype, torch.float32)
     # Rounding once for each merge would add up.
     out = query.new_zeros((batch, rows, heads, size), dtype=exact if merging else query.dtype).transpose(1, 2)
     lse = query.new_full((batch, heads, rows), float("-inf"), dtype=exact)
-    for job in jobs:
-        q, o = (views.grouped(x, job.batch, job.row, job.row + job.rows, kv_heads) for x in (query, out))
-        total = views.grouped(lse[..., None], job.batch, job.row, job.row + job.rows, kv_heads)
-        touched: list[tuple[int, int]] = []
-        for first, tile in job.tiles(strips):
-            fresh = all(tile.stop <= a or b <= tile.row for a, b in touched)
-            touched.append((tile.row, tile.stop))
-            k, v = key[job.batch, :, first + tile.key :], value[job.batch, :, first + tile.key :]
-            mask = views.mask(tile, q)
-            for t, part in views.slabs(tile, max(1, _SLAB // (heads * tile.rows))):
-                at = t * tile.step
-                one, norm = kernels.forward(
-                    views.problems(q, part),
-                    views.keys(k[:, at:], part, q),
-                    views.keys(v[:, at:], part, q),
-                    scale=scale,
-                    **mask,
+    run = partial(kernels.forward, scale=work.scale)
+    for job, own, pieces in work.each():
+        q, o, total = (
+            views.grouped(x, job.batch, own, job.row, job.row + job.rows, group) for x in (query, out, lse[..., None])
+        )
+        k, v = (x[job.batch, own.start : own.stop] for x in (key, value))
+        touched = torch.zeros(1, 1, job.rows, 1, dtype=torch.bool)
+        for at, tile in _tiles(job, pieces):
+            for part, mask in _parts(tile, at, q, max(1, _SLAB // (len(own) * group * tile.rows))):
+                seen = views.view(touched, part)
+                fresh = not bool(seen.any())
+                seen.fill_(True)
+                one, norm = views.call(
+                    run,
+                    [_lit(views.problems(q, part), mask)],
+                    [views.keys(x[:, at.first :], part, q, mask.unread) for x in (k, v)],
+                    mask,
                 )
                 norm = norm[..., None]
-                if "mask" in mask:
-                    norm = norm.masked_fill((mask["mask"] == float("-inf")).all(-1, keepdim=True), float("-inf"))
+                if mask.blind is not None:
+                    norm = norm.masked_fill(mask.blind, float("-inf"))
                 _merge(
                     views.view(o, part),
                     views.view(total, part),
@@ -233,47 +277,44 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    jobs: tuple[_Job, ...],
-    strips: tuple[Strip, ...],
-    scale: float,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, work: _Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value: the sum of all tiles' shares."""
-    kv_heads = key.shape[1]
+    group = query.shape[1] // key.shape[1]
     exact = torch.promote_types(query.dtype, torch.float32)
     gq, gk, gv = (torch.zeros_like(x, dtype=exact, memory_format=torch.contiguous_format) for x in (query, key, value))
     # A row with no key has no weights: exp(score - inf) = 0.
     lse = lse.masked_fill(lse == float("-inf"), float("inf"))
     most = min(max(query[0].numel(), _GRADIENTS[0]), _GRADIENTS[1])
-    for job in jobs:
-        q, o, g, into = (
-            views.grouped(x, job.batch, job.row, job.row + job.rows, kv_heads) for x in (query, out, grad, gq)
+
+    def run(
+        grad: Tensor, query: Tensor, out: Tensor, lse: Tensor, key: Tensor, value: Tensor, **mask: Any
+    ) -> tuple[Tensor, ...]:
+        return kernels.backward(grad, query, key, value, out, lse[..., 0], scale=work.scale, **mask)
+
+    for job, own, pieces in work.each():
+        q, o, g, into, total = (
+            views.grouped(x, job.batch, own, job.row, job.row + job.rows, group)
+            for x in (query, out, grad, gq, lse[..., None])
         )
-        total = views.grouped(lse[..., None], job.batch, job.row, job.row + job.rows, kv_heads)
-        for first, tile in job.tiles(strips, backward=True):
-            mask = views.mask(tile, q)
-            for t, part in views.slabs(tile, max(1, most // (kv_heads * tile.keys * q.shape[-1]))):
-                at = first + tile.key + t * tile.step
-                k, v = key[job.batch, :, at:], value[job.batch, :, at:]
-                dq, dk, dv = kernels.backward(
-                    views.problems(g, part),
-                    views.problems(q, part),
-                    views.keys(k, part, q),
-                    views.keys(v, part, q),
-                    views.problems(o, part),
-                    views.problems(total, part)[..., 0],
-                    scale=scale,
-                    **mask,
+        k, v, dk, dv = (x[job.batch, own.start : own.stop] for x in (key, value, gk, gv))
+        for at, tile in _tiles(job, pieces, backward=True):
+            for part, mask in _parts(tile, at, q, max(1, most // (len(own) * tile.keys * q.shape[-1]))):
+                shares = views.call(
+                    run,
+                    [_lit(views.problems(x, part), mask) for x in (g, q, o)] + [views.problems(total, part)],
+                    [views.keys(x[:, at.first :], part, q, mask.unread) for x in (k, v)],
+                    mask,
                 )
-                views.view(into, part).add_(views.unstack(dq, part, q))
-                for share, whole in ((dk, gk), (dv, gv)):
-                    views.add_keys(whole[job.batch, :, at:], share, part)
+                views.view(into, part).add_(views.unstack(shares[0], part, q))
+                for share, whole in zip(shares[1:], (dk, dv)):
+                    views.add_keys(whole[:, at.first :], share, part)
     return gq.to(query.dtype), gk.to(key.dtype), gv.to(value.dtype)
+
+
+def _lit(rows: Tensor, mask: views.Mask) -> Tensor:
+    """The rows with those that see nothing here as 0: they may hold anything, and 0 * NaN is NaN."""
+    return rows if mask.blind is None else rows.masked_fill(mask.blind, 0)
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, norm: Tensor, fresh: bool) -> None:

@@ -1,88 +1,172 @@
-"""One tile seen through strided views: the shapes that the kernel takes, with no key copied or repeated.
+"""One tile seen through strided views: the shapes that the kernel takes.
 
-Rows of a job are (Hkv, G, rows, D): the G query heads that share a key-value head. A masked tile stacks the group's
-heads as rows of one problem, (Hkv, count, G * rows, D). A tile that needs no mask, or the kernel's own causal one,
-keeps them as heads of the same keys, (Hkv, G, rows, D), with the keys expanded.
+Rows of a job are (Hkv, G, rows, D): the G query heads that share a key-value head. A batch of problems stacks the
+group's heads as rows of one problem, (Hkv, problems, G * rows, D), so that no key is repeated. A single large problem
+that needs no mask, or the kernel's own causal one, keeps them as heads of the same keys, (Hkv, G, rows, D), with the
+keys expanded. Keys are views, never copies, unless the tile names them one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_longctx.attention import kernels
-from hf_longctx.patterns.geometry import Tile
+from hf_longctx.patterns.tiles import Tile
+
+#: Up to so many rows a triangle is cheaper as a batch under one mask than problem by problem.
+_SMALL = 256
 
 
-def _stacked(tile: Tile) -> bool:
-    return not (tile.whole or tile.causal)
+def _alone(tile: Tile) -> bool:
+    return tile.problems == 1 and (tile.whole or tile.causal)
 
 
-def slabs(tile: Tile, most: int) -> Iterator[tuple[int, Tile]]:
-    """A tile's problems, at most `most` at once: (first problem, the tile of them)."""
-    for t in range(0, tile.count, most):
-        count = min(most, tile.count - t)
-        yield t, Tile(tile.row + t * tile.step, tile.rows, 0, tile.keys, count, tile.low, tile.high)
+def slabs(tile: Tile, most: int) -> Iterator[Tile]:
+    """The tile's problems, at most `most` at once."""
+    if tile.causal and tile.rows > _SMALL:
+        most = 1
+    if tile.count <= most:
+        each = max(1, most // tile.count)
+        for c in range(0, tile.copies, each):
+            yield tile.part(c, min(each, tile.copies - c), 0, tile.count)
+        return
+    for c in range(tile.copies):
+        for t in range(0, tile.count, most):
+            yield tile.part(c, 1, t, min(most, tile.count - t))
 
 
-def grouped(x: Tensor, batch: int, start: int, stop: int, kv_heads: int) -> Tensor:
-    """Rows [start, stop) of one batch element of x (B, Hq, Lq, D) as (Hkv, G, rows, D)."""
-    return x[batch, :, start:stop].unflatten(0, (kv_heads, -1))
+def grouped(x: Tensor, batch: int, heads: range, start: int, stop: int, group: int) -> Tensor:
+    """Rows [start, stop) of one batch element and a range of key-value heads of x (B, Hq, Lq, D): (H, G, rows, D)."""
+    return x[batch, heads.start * group : heads.stop * group, start:stop].unflatten(0, (len(heads), group))
 
 
 def view(x: Tensor, tile: Tile) -> Tensor:
-    """The tile's rows of x (Hkv, G, rows, D): (Hkv, count, G, rows, D) if stacked, else (Hkv, G, rows, D)."""
-    x = x[:, :, tile.row : tile.stop]
-    return x.unflatten(2, (tile.count, tile.rows)).transpose(1, 2) if _stacked(tile) else x
+    """The tile's rows of x (Hkv, G, L, D): (Hkv, copies, count, G, rows, D), or (Hkv, G, rows, D) of one alone."""
+    if _alone(tile):
+        last = tile.row + (tile.rows - 1) * tile.spacing + 1
+        return x[:, :, tile.row : last : tile.spacing]
+    head, group, row, element = x.stride()
+    return x.as_strided(
+        (x.shape[0], tile.copies, tile.count, x.shape[1], tile.rows, x.shape[3]),
+        (head, row, tile.step * row, group, tile.spacing * row, element),
+        x.storage_offset() + tile.row * row,
+    )
 
 
 def problems(x: Tensor, tile: Tile) -> Tensor:
     """The tile's rows as the kernel takes them."""
-    return view(x, tile).flatten(2, 3) if _stacked(tile) else view(x, tile)
+    x = view(x, tile)
+    return x if _alone(tile) else x.reshape(x.shape[0], tile.problems, -1, x.shape[-1])
 
 
 def unstack(x: Tensor, tile: Tile, q: Tensor) -> Tensor:
     """What the kernel gave, in the shape of `view`."""
-    return x.unflatten(2, (q.shape[1], tile.rows)) if _stacked(tile) else x
+    return x if _alone(tile) else x.unflatten(2, (q.shape[1], tile.rows)).unflatten(1, (tile.copies, tile.count))
 
 
-def keys(x: Tensor, tile: Tile, q: Tensor) -> Tensor:
-    """The tile's keys; x (Hkv, Lk, D) starts at the first. Overlapping views (Hkv, count, keys, D) if stacked."""
-    if not _stacked(tile):
-        return x[:, None, : tile.keys].expand(-1, q.shape[1], -1, -1)
-    return _windows(x, tile.keys, tile)
+def keys(x: Tensor, tile: Tile, q: Tensor, unread: Tensor | None = None) -> Tensor:
+    """The tile's keys of x (Hkv, L, D), which starts at the span's first: (Hkv, problems, keys, D).
+
+    Overlapping views, (Hkv, copies, count, keys, D) where these two cannot be one dimension. Keys named one by one are
+    copied, those that no row reads (`unread`, (problems, keys)) as 0.
+    """
+    if tile.picks is not None:
+        copied = x[:, tile.picks.clamp(min=0)]
+        return copied if unread is None else copied.masked_fill_(unread[None, :, :, None], 0)
+    windows = _windows(x, tile, 0, tile.keys)
+    if _alone(tile):
+        return windows[:, 0].expand(-1, q.shape[1], -1, -1)
+    return windows[:, 0] if tile.copies == 1 else windows[:, :, 0] if tile.count == 1 else windows
 
 
-def _windows(x: Tensor, size: int, tile: Tile) -> Tensor:
+def _windows(x: Tensor, tile: Tile, start: int, size: int) -> Tensor:
     head, row, element = x.stride()
-    shape = (x.shape[0], tile.count, size, x.shape[2])
-    return x.as_strided(shape, (head, tile.step * row, row, element), x.storage_offset())
+    return x.as_strided(
+        (x.shape[0], tile.copies, tile.count, size, x.shape[2]),
+        (head, row, tile.step * row, tile.spacing * row, element),
+        x.storage_offset() + (tile.key + start * tile.spacing) * row,
+    )
 
 
 def add_keys(whole: Tensor, share: Tensor, tile: Tile) -> None:
-    """Add the tile's key gradients to those of all keys; the windows overlap, so one step's width at a time."""
-    if not _stacked(tile):
-        whole[:, : tile.keys].add_(share.sum(1))
+    """Add the tile's key gradients to those of all keys; windows overlap, so one step's width at a time."""
+    if tile.picks is not None:
+        used = tile.picks >= 0
+        whole.index_add_(1, tile.picks[used], share[:, used].to(whole.dtype))
         return
-    for j in range(0, tile.keys, tile.step):
-        piece = share[:, :, j : j + tile.step]
-        _windows(whole[:, j:], piece.shape[2], tile).add_(piece)
+    if _alone(tile):
+        share = share.sum(1, keepdim=True)
+    share = share.unflatten(1, (tile.copies, tile.count))
+    width = tile.keys if tile.count == 1 else tile.step // tile.spacing
+    for j in range(0, tile.keys, width):
+        piece = share[:, :, :, j : j + width]
+        _windows(whole, tile, j, piece.shape[3]).add_(piece)
 
 
-def mask(tile: Tile, q: Tensor) -> dict[str, Any]:
-    """The kernel's arguments that hide what the tile does not hold; one mask serves all problems."""
+@dataclass(frozen=True)
+class Mask:
+    """What hides the pairs of a tile from the kernel.
+
+    Attributes:
+        how: the kernel's arguments.
+        blind: rows that see nothing, (1 or problems, G * rows, 1), or None.
+        unread: keys that no row sees, (problems, keys), or None.
+        empty: whether nothing is seen at all.
+    """
+
+    how: dict[str, Any]
+    blind: Tensor | None = None
+    unread: Tensor | None = None
+    empty: bool = False
+
+
+def mask(tile: Tile, q: Tensor, row: int, key: int) -> Mask:
+    """The mask of a tile of a run that starts at the logical positions `row` and `key`."""
     if tile.whole:
-        return {}
-    if tile.causal:
-        return {"causal": True}
-    difference = torch.arange(tile.rows)[:, None] - torch.arange(tile.keys)
-    hidden = torch.zeros_like(difference, dtype=torch.bool)
-    if tile.low is not None:
-        hidden |= difference < tile.low
-    if tile.high is not None:
-        hidden |= difference >= tile.high
-    mask = torch.zeros(hidden.shape, dtype=kernels.mask_dtype(q.dtype)).masked_fill_(hidden, float("-inf"))
-    return {"mask": mask.repeat(q.shape[1], 1)}
+        return Mask({})
+    if tile.causal and _alone(tile):
+        return Mask({"causal": True})
+    seen = tile.seen(row, key)
+    lit, read = seen.any(-1), seen.any(-2)
+    if bool(seen.all()):
+        return Mask({})
+    bias = torch.zeros(seen.shape, dtype=kernels.mask_dtype(q.dtype)).masked_fill_(~seen, float("-inf"))
+    bias, lit = bias.repeat(*(1,) * (bias.dim() - 2), q.shape[1], 1), lit.repeat(*(1,) * (lit.dim() - 1), q.shape[1])
+    blind = None if bool(lit.all()) else ~lit.view(-1, lit.shape[-1], 1)
+    unread = ~read.view(-1, tile.keys) if tile.picks is not None and not bool(read.all()) else None
+    return Mask({"mask": bias}, blind, unread, not bool(lit.any()))
+
+
+def call(run: Callable[..., tuple[Tensor, ...]], rows: list[Tensor], keys: list[Tensor], how: Mask) -> list[Tensor]:
+    """Run the kernel on a batch of problems, by head or by copy where the keys have a dimension too many.
+
+    Args:
+        run: takes rows, keys and values, and the kernel's arguments.
+        rows: what has the rows' shape, (Hkv, problems, ...).
+        keys: keys and values, (Hkv, problems, keys, D) or (Hkv, copies, count, keys, D).
+        how: the mask.
+
+    Returns:
+        What the kernel gave, (Hkv, problems, ...) each.
+    """
+    bias: Tensor | None = how.how.get("mask")
+    each = bias if bias is not None and bias.dim() == 3 else None
+    if keys[0].dim() == 4:
+        return list(run(*rows, *keys, **(how.how if each is None else {"mask": each[None]})))
+    heads, copies, count = keys[0].shape[:3]
+    inputs = [*(x.unflatten(1, (copies, count)) for x in rows), *keys]
+    each = None if each is None else each.unflatten(0, (copies, count))
+    if heads <= copies:
+        masks = how.how if each is None else {"mask": each}
+        parts = [run(*(x[h] for x in inputs), **masks) for h in range(heads)]
+        return [torch.stack(x).flatten(1, 2) for x in zip(*parts)]
+    parts = [
+        run(*(x[:, c] for x in inputs), **(how.how if each is None else {"mask": each[c][None]}))
+        for c in range(copies)
+    ]
+    return [torch.stack(x, 1).flatten(1, 2) for x in zip(*parts)]

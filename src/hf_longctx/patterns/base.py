@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_longctx.patterns.rows import Rows
 
 if TYPE_CHECKING:
-    from hf_longctx.patterns.geometry import Piece
+    from hf_longctx.patterns.geometry import Shape
 
 #: Every registered pattern class by its text name. Looped over by the command line, the gallery and the tests.
 REGISTRY: dict[str, type[Pattern]] = {}
@@ -30,9 +30,11 @@ _ROWS_AT_ONCE = 1 << 16
 _LONGEST_PERIOD = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """A rule for visible keys. Subclass it as a frozen dataclass and define `allows`.
+
+    Dataclasses compare by their fields; a plain subclass is equal to itself only, because nobody knows what it holds.
 
     Positions are logical: a token's index among the real tokens of its own document, so that padding and packing
     never shift a pattern. Causality (k <= q) is implied everywhere and is not the pattern's business.
@@ -82,8 +84,12 @@ class Pattern:
         """The visible keys of rows `q` (R,) as spans and steps, or None where they have no such form."""
         return None
 
-    def pieces(self) -> tuple[Piece, ...] | None:
-        """The disjoint dense problems this pattern lowers to, or None where it has no fast path."""
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...] | None:
+        """The shapes whose union this pattern is (they may overlap); None where only its rule is known.
+
+        Without shapes the engine looks for the tiles in which the rule lets anything through, which takes n x n / 2
+        evaluations of `allows`, once for each length and layer, and memory that does not grow like that.
+        """
         return None
 
     def earliest(self, q: Tensor) -> Tensor | None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
+from hf_longctx.patterns.geometry import Blocks, Shape
 from hf_longctx.patterns.rows import Rows
 
 
@@ -37,6 +38,10 @@ class Block(Pattern, name="block"):
     def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows:
         """One span from the first visible block's start."""
         return Rows(q, ((self.earliest(q), q + 1),))
+
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
+        """Blocks."""
+        return (Blocks(self.size, self.previous),)
 
     def earliest(self, q: Tensor) -> Tensor:
         """The first token of the first visible block."""

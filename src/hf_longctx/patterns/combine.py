@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
-from hf_longctx.patterns.geometry import Piece, disjoint
+from hf_longctx.patterns.geometry import Own, Shape, Strip
 from hf_longctx.patterns.rows import Rows
 
 
@@ -58,10 +58,10 @@ class Union(Pattern, name=None):
             total = total | rows
         return total
 
-    def pieces(self) -> tuple[Piece, ...] | None:
-        """All members' pieces, made disjoint; None where one has none."""
-        each = [m.pieces() for m in self.members]
-        return None if None in each else disjoint(p for pieces in each for p in pieces or ())
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
+        """All members' shapes; one known by its rule alone is a shape of its own."""
+        each = [(m, m.pieces(layer=layer, head=head)) for m in self.members]
+        return tuple(s for m, shapes in each for s in ((Own(m, layer, head),) if shapes is None else shapes))
 
     def earliest(self, q: Tensor) -> Tensor | None:
         """The lowest of the members'."""
@@ -195,12 +195,15 @@ class Windowed(Pattern, name=None):
         rows = self.inner.rows(q, layer=layer, head=head)
         return None if rows is None else rows.within(self.window)
 
-    def pieces(self) -> tuple[Piece, ...] | None:
-        """The inner pieces, cut to the window."""
-        inner = self.inner.pieces()
-        if inner is None:
-            return None
-        return tuple(cut for cut in (piece.within(self.window) for piece in inner) if cut is not None)
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...] | None:
+        """The inner strips, cut to the window; None where the inner pattern is of another shape."""
+        strips = []
+        for shape in self.inner.pieces(layer=layer, head=head) or (None,):
+            if not isinstance(shape, Strip):
+                return None
+            cut = shape.within(self.window)
+            strips += [] if cut is None else [cut]
+        return tuple(strips)
 
     def earliest(self, q: Tensor) -> Tensor:
         """The later of the two (an upper bound for the reach where the inner pattern has holes)."""

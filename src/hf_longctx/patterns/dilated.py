@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
+from hf_longctx.patterns.geometry import Shape, Spaced, Strip
 from hf_longctx.patterns.rows import Rows
 
 
@@ -38,6 +39,10 @@ class Dilated(Pattern, name="dilated"):
     def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows:
         """One comb ending at the row itself."""
         return Rows(q, steps=((self.dilation, self.window),))
+
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
+        """A window on each residue class."""
+        return (Spaced(Strip(high=self.window), self.dilation),)
 
     def earliest(self, q: Tensor) -> Tensor:
         """The last tooth of the comb."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern
-from hf_longctx.patterns.geometry import Piece, Strip
+from hf_longctx.patterns.geometry import Shape, Strip
 from hf_longctx.patterns.rows import Rows
 
 
@@ -29,7 +29,7 @@ class Full(Pattern, name="full"):
         """One span from the start."""
         return Rows(q, ((torch.zeros_like(q), q + 1),))
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
         """All distances."""
         return (Strip(),)
 

@@ -1,21 +1,25 @@
-"""The shapes a pattern may lower to, and how they are cut into dense problems.
+"""The shapes a pattern may lower to: sets of (query, key) pairs in logical positions.
 
-A piece is a set of (query, key) pairs in logical positions. The only shape so far is the strip: a range of distances,
-perhaps limited to the first keys. A window, causal attention, sinks and their unions are all strips. A strip is cut
-into tiles: batches of equal dense problems that an engine can see through strided views.
+A pattern names shapes whose union it is; they may overlap. `disjoint` orders them and says of each what the earlier
+ones hold already, so that no pair is counted twice. `tiles.lower` then cuts them into batches of equal dense problems.
+
+Every shape has `holds(q, k)`, its definition, causality included, on ints or tensors that broadcast; and `align`: the
+shift of q and k together under which it does not change (1: it depends on the distance alone; 0: on the position).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from hf_longctx.patterns.base import Pattern
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The pairs with low <= q - k < high and k < stop.
+    """The pairs with low <= q - k < high and k < stop: windows, sinks, causal attention.
 
     Args:
         low: the smallest distance, at least 0 (causality).
@@ -30,10 +34,17 @@ class Strip:
     high: int | None = None
     stop: int | None = None
 
-    def holds(self, q: int, k: int) -> bool:
+    @property
+    def align(self) -> int:
+        """Any shift, unless it ends at a key."""
+        return 1 if self.stop is None else 0
+
+    def holds(self, q: Any, k: Any) -> Any:
         """Whether the strip holds the pair (q, k)."""
-        near = self.high is None or q - k < self.high
-        return near and self.low <= q - k and (self.stop is None or k < self.stop)
+        held = q - k >= self.low
+        if self.high is not None:
+            held = held & (q - k < self.high)
+        return held if self.stop is None else held & (k < self.stop)
 
     def within(self, window: int) -> Strip | None:
         """The pairs nearer than `window`, or None if there are none.
@@ -45,65 +56,188 @@ class Strip:
         return Strip(self.low, high, self.stop) if high > self.low else None
 
 
-#: What `Pattern.pieces` returns a tuple of.
-Piece: TypeAlias = Strip
+@dataclass(frozen=True)
+class Blocks:
+    """The pairs k <= q whose blocks of `size` tokens are at most `previous` apart.
+
+    >>> [k for k in range(10) if Blocks(3, 1).holds(7, k)]
+    [3, 4, 5, 6, 7]
+    """
+
+    size: int
+    previous: int = 0
+
+    @property
+    def align(self) -> int:
+        """A block."""
+        return self.size
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """Whether the blocks hold the pair (q, k)."""
+        return (k <= q) & (q // self.size - k // self.size <= self.previous)
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A batch of `count` equal dense problems, problem t shifted by t * step rows and keys.
+class Spaced:
+    """A shape on each residue class modulo `spacing` by itself, in units of the class: dilation.
 
-    Problem t has the rows [row + t*step, row + t*step + rows) and the keys [key + t*step, key + t*step + keys).
-    Its row i sees its key j where low <= i - j < high; None leaves that side open. Several problems tile the rows
-    without gap or overlap, so step equals rows.
+    The classes are independent: n tokens are `spacing` sequences of n / spacing tokens.
 
-    Attributes:
-        row: first row, counted from the run's first row.
-        rows: rows in one problem.
-        key: first key, counted from the span's first key.
-        keys: keys in one problem.
-        count: number of problems.
-        low: smallest i - j that is seen.
-        high: one past the largest i - j that is seen.
+    >>> [k for k in range(10) if Spaced(Strip(high=3), 4).holds(9, k)]
+    [1, 5, 9]
     """
 
-    row: int
-    rows: int
-    key: int
-    keys: int
-    count: int = 1
-    low: int | None = None
-    high: int | None = None
+    inner: Strip | Blocks
+    spacing: int
 
     @property
-    def step(self) -> int:
-        """By how many rows and keys one problem follows the other."""
-        return self.rows
+    def align(self) -> int:
+        """As the inner shape, in units of the class."""
+        return 1 if self.inner.align == 1 else self.inner.align * self.spacing
 
-    @property
-    def stop(self) -> int:
-        """One past the last row of the last problem."""
-        return self.row + self.rows * self.count
-
-    @property
-    def whole(self) -> bool:
-        """Whether every row sees every key."""
-        return self.low is None and self.high is None
-
-    @property
-    def causal(self) -> bool:
-        """Whether this is the lower triangle of a square, diagonal included."""
-        return self.low == 0 and self.high is None and self.rows == self.keys
+    def holds(self, q: Any, k: Any) -> Any:
+        """Whether the pair is of one class, and held there."""
+        return ((q - k) % self.spacing == 0) & self.inner.holds(q // self.spacing, k // self.spacing)
 
 
-def disjoint(strips: Iterable[Strip]) -> tuple[Strip, ...]:
-    """The same pairs as disjoint strips: at each distance the longest run of keys counts.
+@dataclass(frozen=True)
+class Columns:
+    """The last `width` keys of each earlier block of `size` tokens (Sparse Transformer's summaries).
 
-    >>> disjoint([Strip(high=1024), Strip(stop=4)])
-    (Strip(low=0, high=1024, stop=None), Strip(low=1024, high=None, stop=4))
-    >>> disjoint([Strip(), Strip(high=8), Strip(stop=2)])
-    (Strip(low=0, high=None, stop=None),)
+    >>> [k for k in range(12) if Columns(4, 1).holds(11, k)]
+    [3, 7]
     """
+
+    size: int
+    width: int
+
+    @property
+    def align(self) -> int:
+        """A block."""
+        return self.size
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """Whether k is a summary of a block before q's."""
+        return (k % self.size >= self.size - self.width) & (k // self.size < q // self.size)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Whole earlier blocks of `size` keys that `pattern.draws` gives for each block of queries."""
+
+    pattern: Any
+    size: int
+    layer: int = 0
+    head: int = 0
+
+    align = 0
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """What the pattern allows."""
+        return self.pattern.allows(q, k, layer=self.layer, head=self.head) & (k <= q)
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """The pairs that any pattern allows, known by its rule alone."""
+
+    pattern: Pattern
+    layer: int = 0
+    head: int = 0
+
+    align = 0
+
+    @property
+    def _key(self) -> tuple[object, int, int]:
+        """What makes two equal: equal patterns, or the same one where a pattern holds what has no hash."""
+        try:
+            hash(self.pattern)
+        except TypeError:
+            return id(self.pattern), self.layer, self.head
+        return self.pattern, self.layer, self.head
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Own) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """What the pattern allows."""
+        return self.pattern.allows(q, k, layer=self.layer, head=self.head) & (k <= q)
+
+
+Shape: TypeAlias = Strip | Blocks | Spaced | Columns | Drawn | Own
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The pairs that `shape` holds and none of the shapes in `minus` does."""
+
+    shape: Shape
+    minus: tuple[Shape, ...] = ()
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """Whether the piece holds the pair (q, k)."""
+        held = self.shape.holds(q, k)
+        for other in self.minus:
+            held = held & ~other.holds(q, k)
+        return held
+
+
+def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
+    """The same pairs as disjoint pieces.
+
+    Strips, and combs of one spacing, are made disjoint exactly. Otherwise a later piece is masked by "not in the
+    earlier ones". What depends on the distance alone comes first, because a mask of such shapes serves all problems of
+    a tile; the first columns come last, because they are few.
+
+    >>> [p.shape for p in disjoint([Strip(high=1024), Strip(stop=4)])]
+    [Strip(low=0, high=1024, stop=None), Strip(low=1024, high=None, stop=4)]
+    >>> disjoint([Spaced(Strip(), 4), Strip(high=6)])[1]
+    Piece(shape=Spaced(inner=Strip(low=2, high=None, stop=None), spacing=4), minus=())
+    """
+    shapes = tuple(dict.fromkeys(shapes))
+    strips = _strips(s for s in shapes if isinstance(s, Strip))
+    near, first = [s for s in strips if s.stop is None], [s for s in strips if s.stop is not None]
+    # From the row back as far as this, every key is held by a strip.
+    held = near[0].high if near and near[0].low == 0 else 0
+    if held is None:
+        return (Piece(near[0]),)
+    combs: list[Shape] = []
+    for spacing in dict.fromkeys(s.spacing for s in shapes if isinstance(s, Spaced)):
+        bands = [
+            s.inner for s in shapes if isinstance(s, Spaced) and s.spacing == spacing and isinstance(s.inner, Strip)
+        ]
+        for band in _strips(bands):
+            low = max(band.low, -(-held // spacing))
+            if band.high is None or low < band.high:
+                combs.append(Spaced(Strip(low, band.high, band.stop), spacing))
+    blocks = [s for s in shapes if isinstance(s, Blocks)]
+    spaced = [s for s in shapes if isinstance(s, Spaced) and isinstance(s.inner, Blocks)]
+    columns = [s for s in shapes if isinstance(s, Columns)]
+    chosen = [s for s in shapes if isinstance(s, Drawn | Own)]
+    out: list[Piece] = []
+    for shape in (*near, *blocks, *combs, *spaced, *columns, *chosen, *first):
+        out.append(Piece(shape, tuple(p.shape for p in out if not _apart(p.shape, shape))))
+    return tuple(out)
+
+
+def _apart(a: Shape, b: Shape) -> bool:
+    """Whether two shapes certainly share no pair."""
+    if isinstance(a, Strip) and isinstance(b, Strip):
+        return True  # made so above
+    if isinstance(a, Strip) and isinstance(b, Spaced) and isinstance(b.inner, Strip):
+        return a.high is not None and b.inner.low * b.spacing >= a.high
+    if isinstance(a, Spaced) and isinstance(b, Spaced) and a.spacing == b.spacing:
+        return isinstance(a.inner, Strip) and isinstance(b.inner, Strip)
+    if isinstance(a, Blocks) and isinstance(b, Columns):
+        return a.size == b.size and a.previous == 0
+    return isinstance(a, Blocks) and isinstance(b, Drawn) and a.size == b.size and a.previous == 0
+
+
+def _strips(strips: Iterable[Strip]) -> tuple[Strip, ...]:
+    """The same pairs as disjoint strips: at each distance the longest run of keys counts."""
     strips = tuple(strips)
     edges = sorted({s.low for s in strips} | {s.high for s in strips if s.high is not None})
     out: list[Strip] = []
@@ -119,89 +253,3 @@ def disjoint(strips: Iterable[Strip]) -> tuple[Strip, ...]:
         else:
             out.append(Strip(low, high, stop))
     return tuple(out)
-
-
-@lru_cache(maxsize=256)
-def lower(
-    strips: tuple[Strip, ...],
-    rows: tuple[int, int],
-    keys: tuple[int, int],
-    chunk: int | None = None,
-    *,
-    backward: bool = False,
-) -> tuple[Tile, ...]:
-    """Cut disjoint strips, limited to a rectangle of logical positions, into disjoint tiles.
-
-    Args:
-        strips: disjoint strips.
-        rows: the queries, first to one past the last.
-        keys: the keys, first to one past the last.
-        chunk: rows of one problem of a band; chosen from the band's width if None.
-        backward: whether to choose it for the backward pass.
-
-    Returns:
-        Tiles that hold every pair exactly once. No tile reads a key that none of its rows sees.
-
-    >>> for tile in lower((Strip(high=4),), (0, 12), (0, 12), chunk=4):
-    ...     print(tile)
-    Tile(row=0, rows=4, key=0, keys=4, count=1, low=0, high=None)
-    Tile(row=4, rows=4, key=1, keys=7, count=2, low=-3, high=1)
-    """
-    return tuple(tile for strip in strips for tile in _lower(strip, rows, keys, chunk, backward))
-
-
-def chunk_for(width: int, *, backward: bool = False) -> int:
-    """Rows of one problem of a band of `width` keys: enough to be efficient, few enough to waste little.
-
-    Measured on CPU with 1, 3 and 4 query heads a group, 64 to 4096 keys: within 10% of the best. Backward adds up
-    overlapping gradients of keys, (width / chunk) of them for each key, which is the better for fewer and larger ones.
-    """
-    if backward:
-        return 64 if width < 1024 else 128
-    return 32 if width < 512 else 64
-
-
-def _lower(
-    strip: Strip, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
-) -> Iterator[Tile]:
-    # Shift both axes so that the strip becomes a band: row u sees the keys in (u - width, u] among [0, m).
-    shift = keys[0] + strip.low
-    m = (keys[1] if strip.stop is None else min(keys[1], strip.stop)) - keys[0]
-    u0, u1 = max(rows[0] - shift, 0), rows[1] - shift
-    if m <= 0 or u1 <= u0:
-        return
-    width = u1 + m if strip.high is None else strip.high - strip.low
-    u1 = min(u1, m + width - 1)
-    back = shift - rows[0]  # from u to the row's index in the run
-    size = chunk or chunk_for(width, backward=backward)
-
-    # The band grows: row u sees all of [0, u].
-    a1 = min(u1, width, m)
-    if u0 < a1:
-        if u0 == 0:
-            yield Tile(back, a1, 0, a1, low=0)
-        elif a1 - u0 <= size:
-            yield Tile(u0 + back, a1 - u0, 0, a1, low=-u0)
-        else:
-            yield Tile(u0 + back, a1 - u0, 0, u0)
-            yield Tile(u0 + back, a1 - u0, u0, a1 - u0, low=0)
-
-    # The band in full width: equal problems, each from its first row's first key to its last row's last.
-    b0, b1 = max(u0, width), min(u1, m)
-    if b0 < b1:
-        count, ragged = divmod(b1 - b0, size)
-        if ragged:
-            yield Tile(b0 + back, ragged, b0 - width + 1, ragged + width - 1, low=1 - width, high=1)
-        if count:
-            b0 += ragged
-            yield Tile(b0 + back, size, b0 - width + 1, size + width - 1, count, low=1 - width, high=1)
-
-    # The band is wider than the keys: all are seen.
-    c0, c1 = max(u0, m), min(u1, width)
-    if c0 < c1:
-        yield Tile(c0 + back, c1 - c0, 0, m)
-
-    # The band leaves the keys behind (they end before the rows do).
-    for d0 in range(max(u0, width, m), u1, size):
-        d1 = min(d0 + size, u1)
-        yield Tile(d0 + back, d1 - d0, d0 - width + 1, m - (d0 - width + 1), high=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
-from hf_longctx.patterns.geometry import Piece, Strip
+from hf_longctx.patterns.geometry import Shape, Strip
 from hf_longctx.patterns.rows import Rows
 
 
@@ -39,7 +39,7 @@ class Global(Pattern, name="global"):
         """One span at the start."""
         return Rows(q, ((torch.zeros_like(q), torch.full_like(q, self.tokens)),))
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
         """The first columns."""
         return (Strip(stop=self.tokens),)
 

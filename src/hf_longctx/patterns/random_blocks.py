@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
+from hf_longctx.patterns.geometry import Drawn, Shape
 from hf_longctx.patterns.rows import Rows
 
 _MASK32 = 0xFFFFFFFF
@@ -76,6 +77,10 @@ class Random(Pattern, name="random"):
             start = drawn[..., i] * self.size
             spans.append((start, torch.where(start >= 0, start + self.size, start)))
         return Rows(q, tuple(spans))
+
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
+        """Whole blocks, chosen for each block of queries."""
+        return (Drawn(self, self.size, layer, head),)
 
 
 def _mix(x: Tensor) -> Tensor:

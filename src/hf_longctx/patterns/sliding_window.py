@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
-from hf_longctx.patterns.geometry import Piece, Strip
+from hf_longctx.patterns.geometry import Shape, Strip
 from hf_longctx.patterns.rows import Rows
 
 
@@ -36,7 +36,7 @@ class SlidingWindow(Pattern, name="window"):
         """One span ending at the row itself."""
         return Rows(q, ((q - self.window + 1, q + 1),))
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
         """A band."""
         return (Strip(high=self.window),)
 

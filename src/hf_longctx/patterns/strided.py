@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
+from hf_longctx.patterns.geometry import Shape, Spaced, Strip
 from hf_longctx.patterns.rows import Rows
 
 
@@ -39,6 +40,10 @@ class Strided(Pattern, name="strided"):
     def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows:
         """A span ending at the row and a comb down to the start."""
         return Rows(q, ((q - self.local + 1, q + 1),), ((self.stride, None),))
+
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
+        """A window, and causal attention on each residue class."""
+        return Strip(high=self.local), Spaced(Strip(), self.stride)
 
     def within(self, window: int) -> Pattern:
         """A narrower window and a shorter comb."""

@@ -1,0 +1,122 @@
+"""The tile: a batch of equal dense problems that an engine can see through strided views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from hf_longctx.patterns.geometry import Shape
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A batch of copies x count equal dense problems.
+
+    Row i of problem (c, t) is row + c + t*step + i*spacing, and its key j is key + c + t*step + j*spacing, or
+    picks[t, j]. It sees the key where low <= i - j < high (None leaves that side open), where `only` holds, and where
+    no shape of `minus` does.
+
+    Attributes:
+        row: first row, counted from the run's first row.
+        rows: rows in one problem.
+        key: first key, counted from the span's first key.
+        keys: keys in one problem.
+        count: number of problems that follow one another.
+        low: smallest i - j that is seen.
+        high: one past the largest i - j that is seen.
+        step: by how many rows and keys one problem follows the other; rows * spacing if 0.
+        spacing: distance between neighbouring rows, and keys, of a problem.
+        copies: how often all this is repeated, each time one row and one key further.
+        only: a shape that must hold.
+        minus: shapes that must not hold.
+        picks: (count, keys) int64 keys counted from the span's first, -1 for filling, in place of regular ones.
+    """
+
+    row: int
+    rows: int
+    key: int
+    keys: int
+    count: int = 1
+    low: int | None = None
+    high: int | None = None
+    step: int = 0
+    spacing: int = 1
+    copies: int = 1
+    only: Shape | None = None
+    minus: tuple[Shape, ...] = ()
+    picks: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step", self.step or self.rows * self.spacing)
+
+    @property
+    def problems(self) -> int:
+        """How many problems there are."""
+        return self.count * self.copies
+
+    @property
+    def regular(self) -> bool:
+        """Whether distances and keys follow from the indices alone."""
+        return self.only is None and not self.minus and self.picks is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row sees every key."""
+        return self.low is None and self.high is None and self.regular
+
+    @property
+    def causal(self) -> bool:
+        """Whether this is the lower triangle of a square, diagonal included."""
+        return self.low == 0 and self.high is None and self.rows == self.keys and self.regular
+
+    @property
+    def shared(self) -> bool:
+        """Whether all problems see the same pairs, so that one mask serves all."""
+        if self.problems == 1 or self.regular:
+            return True
+        return self.picks is None and all(self._follows(s) for s in (self.only, *self.minus) if s is not None)
+
+    def _follows(self, shape: Shape) -> bool:
+        """Whether the shape is the same for every problem."""
+        align = shape.align
+        along = self.count == 1 or (align > 0 and self.step % align == 0)
+        across = self.copies == 1 or align == 1 or (align > 0 and align % self.spacing == 0)
+        return along and across
+
+    def part(self, copy: int, copies: int, first: int, count: int) -> Tile:
+        """The problems [first, first + count) of the copies [copy, copy + copies)."""
+        shift = copy + first * self.step
+        picks = None if self.picks is None else self.picks[first : first + count]
+        return replace(self, row=self.row + shift, key=self.key + shift, count=count, copies=copies, picks=picks)
+
+    def seen(self, row: int, key: int) -> Tensor:
+        """Which rows see which keys: bool (rows, keys) if `shared`, else (problems, rows, keys).
+
+        Args:
+            row: logical position of the run's first row.
+            key: logical position of the span's first key.
+        """
+        i, j = torch.arange(self.rows)[:, None], torch.arange(self.keys)
+        seen = torch.ones(self.rows, self.keys, dtype=torch.bool)
+        if self.low is not None:
+            seen &= i - j >= self.low
+        if self.high is not None:
+            seen &= i - j < self.high
+        if self.regular:
+            return seen
+        shift = torch.zeros(1, dtype=torch.int64)
+        if not self.shared:
+            shift = (torch.arange(self.copies)[:, None] + self.step * torch.arange(self.count)).flatten()
+        q = row + self.row + shift[:, None, None] + i * self.spacing
+        if self.picks is None:
+            k = key + self.key + shift[:, None, None] + j * self.spacing
+        else:
+            seen = seen & (self.picks >= 0)[:, None]
+            k = key + self.picks.clamp(min=0)[:, None]
+        if self.only is not None:
+            seen = seen & self.only.holds(q, k)
+        for other in self.minus:
+            seen = seen & ~other.holds(q, k)
+        return seen[0] if self.shared and seen.dim() == 3 else seen
