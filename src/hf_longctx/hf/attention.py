@@ -7,8 +7,9 @@ many slots of the key buffer are live, so static caches need no offset.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ NAME = "longctx"
 PLAN_VERSION = 1
 #: Terms that some models add to the scores; dropping them silently would yield garbage.
 _UNSUPPORTED = ("s_aux", "softcap", "position_bias", "head_mask")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def eager(function: _Function) -> _Function:
+    """What `torch.compile` must step around: the rest of a model is compiled, and `fullgraph=True` hears why not."""
+    reason = (
+        "hf_longctx chooses kernels and drops cached keys by the values of positions, so patched attention runs "
+        "outside the compiled graph: use torch.compile(model) without fullgraph=True"
+    )
+    return torch.compiler.disable(function, reason=reason)
 
 
 def register() -> None:
@@ -33,6 +44,7 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, longctx_mask)
 
 
+@eager
 def longctx_mask(
     batch_size: int,
     q_length: int,
@@ -78,6 +90,7 @@ def longctx_mask(
     return positions[:, None, None, start:]
 
 
+@eager
 def longctx_attention(
     module: torch.nn.Module,
     query: Tensor,

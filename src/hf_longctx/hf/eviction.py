@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from hf_longctx.hf.attention import eager
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.retention import most_kept
 
@@ -101,6 +102,7 @@ class EvictingLayer(DynamicLayer):
         """Let the next `update` in: the forward that is beginning will call `settle`."""
         self._open = True
 
+    @eager
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new keys and values.
 

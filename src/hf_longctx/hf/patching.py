@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_longctx.hf import caches, lengths, rotary
-from hf_longctx.hf.attention import NAME, PLAN_VERSION, stored_plan
+from hf_longctx.hf.attention import NAME, PLAN_VERSION, eager, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.hf.undo import Attributes, Hook, Implementation, Undo
 from hf_longctx.patterns import Layers, Pattern, parse
@@ -202,6 +202,7 @@ def _switch(model: Any) -> Implementation:
     return step
 
 
+@eager
 def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Runs before each forward of a patched decoder: refuses what would be ignored, readies cache and frequencies."""
     config = decoder.config
