@@ -140,7 +140,7 @@ def longctx_attention(
     if key.shape[2] < live:
         raise ValueError(
             f"layer {index} holds {key.shape[2]} keys, but its mask has {live}: the cache's layers differ in length; "
-            "use transformers' DynamicCache or StaticCache for this model"
+            "pass past_key_values=transformers.DynamicCache(), which keeps every key when it is made without a config"
         )
     if dropping is None and layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
         raise ValueError(
