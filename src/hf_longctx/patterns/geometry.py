@@ -101,6 +101,27 @@ class Spaced:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """The pairs k <= q of one block of `size` tokens and one residue class modulo `spacing` (LongNet's segments).
+
+    >>> [k for k in range(12) if Segments(6, 2).holds(11, k)]
+    [7, 9, 11]
+    """
+
+    size: int
+    spacing: int
+
+    @property
+    def align(self) -> int:
+        """A block."""
+        return self.size
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """Whether the pair is of one class, in one block."""
+        return Blocks(self.size).holds(q, k) & ((q - k) % self.spacing == 0)
+
+
+@dataclass(frozen=True)
 class Columns:
     """The last `width` keys of each earlier block of `size` tokens (Sparse Transformer's summaries).
 
@@ -167,7 +188,7 @@ class Own:
         return self.pattern.allows(q, k, layer=self.layer, head=self.head) & (k <= q)
 
 
-Shape: TypeAlias = Strip | Blocks | Spaced | Columns | Drawn | Own
+Shape: TypeAlias = Strip | Blocks | Spaced | Segments | Columns | Drawn | Own
 
 
 @dataclass(frozen=True)
@@ -214,7 +235,7 @@ def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
             if band.high is None or low < band.high:
                 combs.append(Spaced(Strip(low, band.high, band.stop), spacing))
     blocks = [s for s in shapes if isinstance(s, Blocks)]
-    spaced = [s for s in shapes if isinstance(s, Spaced) and isinstance(s.inner, Blocks)]
+    spaced = [s for s in shapes if isinstance(s, Segments) or isinstance(s, Spaced) and isinstance(s.inner, Blocks)]
     columns = [s for s in shapes if isinstance(s, Columns)]
     chosen = [s for s in shapes if isinstance(s, Drawn | Own)]
     out: list[Piece] = []
