@@ -86,7 +86,12 @@ def single() -> Any:
 def patterns() -> Any:
     """A pattern, a union of two or three, and one seen through a window."""
     union = st.lists(single(), min_size=1, max_size=3).map(lambda ps: Union.of(*ps))
-    return st.one_of(single(), union, union, st.builds(lambda p, w: p.within(w), union, st.integers(1, 150)))
+    segments = st.builds(
+        lambda w, pairs: Union.of(*(Segment(w * m, r) for m, r in pairs)),
+        st.integers(1, 40),
+        st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=2, max_size=4),
+    )
+    return st.one_of(single(), union, union, segments, st.builds(lambda p, w: p.within(w), union, st.integers(1, 150)))
 
 
 #: The default of `cases`.

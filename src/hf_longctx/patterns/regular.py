@@ -148,13 +148,15 @@ def _segments(
     shape: Segments, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
 ) -> Iterator[Tile]:
     size, spacing = shape.size, shape.spacing
-    if size % spacing == 0:
+    if size % spacing == 0 and not shape.after:
         # Each class is cut into equal blocks.
         yield from _spaced(Spaced(Blocks(size // spacing), spacing), rows, keys, chunk, backward)
         return
-    comb = Spaced(Strip(), spacing)
-    for a in range(rows[0] // size * size, rows[1], size):
-        (r0, r1), (k0, k1) = ((max(x, a), min(y, a + size)) for x, y in (rows, keys))
+    comb, part = Spaced(Strip(), spacing), shape.after or size
+    for a in range(rows[0] // part * part, rows[1], part):
+        start = a // size * size
+        r0, r1 = max(rows[0], a), min(rows[1], a + part)
+        k0, k1 = max(keys[0], start), min(keys[1], a if shape.after else a + size)
         if k0 < k1:
             for tile in _spaced(comb, (r0, r1), (k0, k1), chunk, backward):
                 yield replace(tile, row=tile.row + r0 - rows[0], key=tile.key + k0 - keys[0])

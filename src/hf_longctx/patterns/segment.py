@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
-from hf_longctx.patterns.geometry import Segments, Shape
+from hf_longctx.patterns.geometry import Blocks, Segments, Shape
 from hf_longctx.patterns.rows import Rows
 
 
@@ -46,8 +46,8 @@ class Segment(Pattern, name="segment"):
         return Rows(q, steps=((self.dilation, q % self.size // self.dilation + 1),))
 
     def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
-        """Segments."""
-        return (Segments(self.size, self.dilation),)
+        """Segments, or plain blocks."""
+        return (Segments(self.size, self.dilation) if self.dilation > 1 else Blocks(self.size),)
 
     def earliest(self, q: Tensor) -> Tensor:
         """The segment's start: at most `dilation` - 1 tokens before the first visible key."""
