@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from hf_longctx.patterns import Block, Dilated, Full, Global, Pattern, Random, SlidingWindow, Strided, Union
+from hf_longctx.patterns import (
+    Block,
+    Dilated,
+    Fixed,
+    Full,
+    Global,
+    Pattern,
+    Random,
+    Segment,
+    SlidingWindow,
+    Strided,
+    Union,
+)
 
 #: Off the kernels' grids, on purpose.
 HEAD_SIZES = (8, 40, 59, 64, 111)
@@ -65,6 +77,8 @@ def single() -> Any:
         st.builds(Strided, small, size),
         st.builds(Block, size, st.integers(0, 3)),
         st.builds(Random, st.integers(1, 3), size, seed=st.integers(0, 3)),
+        st.builds(Fixed, st.integers(3, 90), st.integers(1, 3)),
+        st.builds(Segment, size, st.integers(1, 9)),
         st.just(Odd()),
     )
 
@@ -72,7 +86,12 @@ def single() -> Any:
 def patterns() -> Any:
     """A pattern, a union of two or three, and one seen through a window."""
     union = st.lists(single(), min_size=1, max_size=3).map(lambda ps: Union.of(*ps))
-    return st.one_of(single(), union, union, st.builds(lambda p, w: p.within(w), union, st.integers(1, 150)))
+    segments = st.builds(
+        lambda w, pairs: Union.of(*(Segment(w * m, r) for m, r in pairs)),
+        st.integers(1, 40),
+        st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=2, max_size=4),
+    )
+    return st.one_of(single(), union, union, segments, st.builds(lambda p, w: p.within(w), union, st.integers(1, 150)))
 
 
 #: The default of `cases`.

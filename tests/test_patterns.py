@@ -21,12 +21,14 @@ from hf_longctx import patterns
 from hf_longctx.patterns import (
     Block,
     Dilated,
+    Fixed,
     Full,
     Global,
     Heads,
     Layers,
     Pattern,
     Random,
+    Segment,
     SlidingWindow,
     Strided,
     gallery,
@@ -46,6 +48,8 @@ single = st.one_of(
     st.builds(Strided, small, small),
     st.builds(Block, small, st.integers(0, 3)),
     st.builds(Random, small, small, seed=st.integers(0, 5)),
+    st.builds(Fixed, st.integers(4, 12), st.integers(1, 4)),
+    st.builds(Segment, small, small),
 )
 union = st.lists(single, min_size=1, max_size=3).map(lambda ps: patterns.Union.of(*ps))
 windowed = st.builds(lambda p, w: p.within(w), union, small)
@@ -75,6 +79,8 @@ def visible(p: Pattern, n: int, layer: int = 0, head: int = 0) -> torch.Tensor:
         (Global(3), lambda q, k, d: k < 3),
         (Dilated(3, 4), lambda q, k, d: d % 4 == 0 and d < 12),
         (Strided(2, 5), lambda q, k, d: d < 2 or d % 5 == 0),
+        (Fixed(6, 2), lambda q, k, d: q // 6 == k // 6 or k % 6 >= 4),
+        (Segment(9, 2), lambda q, k, d: q // 9 == k // 9 and d % 2 == 0),
         (Block(6), lambda q, k, d: q // 6 == k // 6),
         (Block(4, previous=2), lambda q, k, d: q // 4 - k // 4 <= 2),
         (SlidingWindow(3) | Global(2), lambda q, k, d: d < 3 or k < 2),
@@ -142,9 +148,15 @@ def test_reach_is_the_farthest_that_information_travels(p, layers):
     assert p.reach(layers) == farthest
 
 
-@pytest.mark.parametrize("p", [Full(), Strided(2, 4), Random(2, 4), SlidingWindow(4) | Full()])
+@pytest.mark.parametrize("p", [Full(), Strided(2, 4), Random(2, 4), Fixed(4, 1), SlidingWindow(4) | Full()])
 def test_reach_is_infinite_where_unbounded(p):
     assert math.isinf(p.reach(1))
+
+
+def test_reach_of_segments_ends_with_the_segment():
+    """A bound: the first tokens of a segment may be of another residue class."""
+    assert Segment(8, 1).reach(3) == Block(8).reach(3) == 7
+    assert Segment(8, 3).reach(3) == 7
 
 
 def test_reach_through_different_layers():
@@ -162,7 +174,18 @@ def test_keeps_never_drops_a_key_that_is_seen_later(p, n):
         assert not (later & ~kept)[: now + 1].any()
 
 
-@pytest.mark.parametrize("p", [SlidingWindow(4), Dilated(3, 2), Block(4, 1), SlidingWindow(4) | Global(2), Global(3)])
+@pytest.mark.parametrize(
+    "p",
+    [
+        SlidingWindow(4),
+        Dilated(3, 2),
+        Block(4, 1),
+        SlidingWindow(4) | Global(2),
+        Global(3),
+        Fixed(5, 2),
+        Segment(8, 3),
+    ],
+)
 def test_keeps_drops_what_no_later_query_sees(p):
     """Exact, not merely safe: what is kept is seen by some later query."""
     n = 64
@@ -242,6 +265,8 @@ def test_bad_text(text, message):
         (lambda: Global(-1), ValueError),
         (lambda: Dilated(4, 0), ValueError),
         (lambda: Random(1, 1, seed=-1), ValueError),
+        (lambda: Fixed(4, 5), ValueError),
+        (lambda: Segment(0, 1), ValueError),
         (lambda: Heads([]), ValueError),
         (lambda: Heads([SlidingWindow(1), 3]), TypeError),
         (lambda: Layers({}), ValueError),
@@ -273,7 +298,7 @@ def test_layers_leave_the_rest_stock():
 
 
 def test_presets_parse_and_cite():
-    assert {"mistral", "streaming", "longformer", "bigbird"} <= set(presets())
+    assert {"mistral", "streaming", "longformer", "bigbird", "sparse_transformer", "longnet"} <= set(presets())
     for name, text in presets().items():
         assert str(parse(name)) == text
         assert "arXiv" in PRESETS[name][1]

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attention_cases import Case, cases, error, fused, gradients, patterns, plain, rounding
+from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
 from hf_longctx.attention import attend
-from hf_longctx.patterns import Full, Global, SlidingWindow
+from hf_longctx.patterns import Pattern, SlidingWindow, gallery, parse
 from hf_longctx.patterns.geometry import Own, disjoint
 from hf_longctx.patterns.tiles import lower
 
@@ -37,23 +37,75 @@ def test_error_at_most_twice_that_of_plain_attention(case: Case, dtype: torch.dt
         assert error(got, want) <= 2 * max(error(common, want), error(other, want)) + rounding(dtype, want)
 
 
-@pytest.mark.parametrize("pattern", [Full(), SlidingWindow(300), SlidingWindow(600) | Global(4), Global(7)], ids=str)
+#: One of each kind in sizes that make many chunks, blocks and classes of 1025 tokens, and what joins them.
+LARGE = [
+    "full",
+    "window:300",
+    "window:600+global:4",
+    "global:7",
+    "dilated:100,8",
+    "strided:40,30",
+    "block:128,1",
+    "block:600",
+    "random:3,64+window:128",
+    "fixed:128,32",
+    "segment:256,4+segment:1024,6",
+    "longformer",
+    "bigbird",
+]
+
+
+@pytest.mark.parametrize("text", LARGE)
 @pytest.mark.parametrize("rows", [1025, 700])
-def test_many_chunks_and_a_ragged_one(pattern, rows):
+def test_many_chunks_and_a_ragged_one(text, rows):
     rng = torch.Generator().manual_seed(1)
     q = torch.randn(1, 6, rows, 64, generator=rng, requires_grad=True)
     k, v = (torch.randn(1, 2, 1025, 64, generator=rng, requires_grad=True) for _ in range(2))
-    out, exact = (attend(q, k, v, pattern, backend=b) for b in ("tiled", "reference"))
+    out, exact = (attend(q, k, v, text, backend=b) for b in ("tiled", "reference"))
     assert error(out, exact) < 2e-6
     for a, b in zip(*(gradients(o, (q, k, v)) for o in (out, exact))):
         assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
 
 
-def test_float64_passes_a_numerical_gradient_check():
+#: Every registered pattern small, a union, and a rule alone.
+SMALL = [p for _, p in gallery()] + [parse("window:5+global:2"), parse("dilated:3,2+block:4"), Odd()]
+
+
+@pytest.mark.parametrize("pattern", SMALL, ids=str)
+def test_float64_passes_a_numerical_gradient_check(pattern):
     rng = torch.Generator().manual_seed(2)
-    q = torch.randn(1, 2, 13, 3, generator=rng, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(1, 1, 17, 3, generator=rng, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda *x: attend(*x, SlidingWindow(5) | Global(2), backend="tiled"), (q, k, v))
+    q = torch.randn(1, 2, 9, 2, generator=rng, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 1, 12, 2, generator=rng, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, pattern, backend="tiled"), (q, k, v))
+
+
+class Stateful(Pattern, name=None):
+    """A plain class whose state no one can compare."""
+
+    def __init__(self, step):
+        self.__dict__["step"] = step
+
+    def allows(self, q, k, *, layer=0, head=0):
+        return (k % self.step == 0) & (layer == 3)
+
+
+def test_what_is_remembered_of_a_rule_is_not_taken_for_another():
+    """Rules differ by state and layer; a longer input is looked at afresh where it is longer."""
+    rng = torch.Generator().manual_seed(3)
+    for n in (300, 1500, 2100):
+        q, k = torch.randn(1, 2, n, 8, generator=rng), torch.randn(1, 1, n, 8, generator=rng)
+        for rule, layer in ((Stateful(2), 3), (Stateful(3), 3), (Stateful(3), 0), (Odd() | Stateful(7), 3)):
+            got, want = (attend(q, k, k, rule, backend=b, layer=layer) for b in ("tiled", "reference"))
+            assert error(got, want) < 1e-5
+
+
+def test_a_rule_is_never_asked_about_a_position_that_does_not_exist():
+    class Table(Pattern, name=None):
+        def allows(self, q, k, *, layer=0, head=0):
+            return torch.eye(333, dtype=torch.bool)[q, k]
+
+    q = torch.randn(1, 1, 333, 8)
+    assert error(attend(q, q, q, Table(), backend="tiled"), q) < 2e-6
 
 
 @given(cases(lengths=(40, 97, 255)), st.sampled_from(["tiled", "dense", "auto", "reference"]))
@@ -122,14 +174,18 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_memory_stays_linear(train):
-    """Extra memory, the result included, at 16K tokens and window 1024 (half of that to train)."""
+@pytest.mark.parametrize(
+    "text",
+    ["window:1024+global:4", "dilated:128,8", "strided:64,128", "block:256,1", "bigbird", "fixed:128,16", "longnet"],
+)
+def test_memory_stays_linear(text, train):
+    """Extra memory, the result included, at 16K tokens (half of that to train)."""
     n = 16384 if not train else 8192
     q = torch.randn(1, 3, n, 32, requires_grad=train)
     k, v = (torch.randn(1, 1, n, 32, requires_grad=train) for _ in range(2))
     given_bytes = sum(x.nbytes for x in (q, k, v, q))
     with Peak(q, k, v) as peak:
-        out = attend(q, k, v, SlidingWindow(1024) | Global(4), backend="tiled")
+        out = attend(q, k, v, text, backend="tiled")
         if train:
             out.sum().backward()
     assert out.nbytes <= peak.largest < n * n / 8

@@ -13,10 +13,12 @@ from hf_longctx.patterns.base import REGISTRY, Pattern, reach_through
 from hf_longctx.patterns.block import Block
 from hf_longctx.patterns.combine import Heads, Union, Windowed
 from hf_longctx.patterns.dilated import Dilated
+from hf_longctx.patterns.fixed import Fixed
 from hf_longctx.patterns.full import Full
 from hf_longctx.patterns.global_tokens import Global
 from hf_longctx.patterns.layers import Layers, select
 from hf_longctx.patterns.random_blocks import Random
+from hf_longctx.patterns.segment import Segment
 from hf_longctx.patterns.sliding_window import SlidingWindow
 from hf_longctx.patterns.strided import Strided
 from hf_longctx.patterns.text import gallery, names, parse, presets
@@ -36,12 +38,14 @@ def __getattr__(name: str) -> type[Pattern]:
 __all__ = [
     "Block",
     "Dilated",
+    "Fixed",
     "Full",
     "Global",
     "Heads",
     "Layers",
     "Pattern",
     "Random",
+    "Segment",
     "SlidingWindow",
     "Strided",
     "Union",

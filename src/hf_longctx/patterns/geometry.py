@@ -101,6 +101,34 @@ class Spaced:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """The pairs k <= q of one block of `size` tokens and one residue class modulo `spacing` (LongNet's segments).
+
+    Args:
+        size: tokens in a block.
+        spacing: distance between neighbours of a class.
+        after: where above 0, only pairs that are not in the same smaller block, of `after` tokens. It divides `size`.
+
+    >>> [k for k in range(12) if Segments(6, 2).holds(11, k)], [k for k in range(12) if Segments(6, 2, 3).holds(11, k)]
+    ([7, 9, 11], [7])
+    """
+
+    size: int
+    spacing: int
+    after: int = 0
+
+    @property
+    def align(self) -> int:
+        """A block."""
+        return self.size
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """Whether the pair is of one class, in one block."""
+        held = Blocks(self.size).holds(q, k) & ((q - k) % self.spacing == 0)
+        return held & (k // self.after < q // self.after) if self.after else held
+
+
+@dataclass(frozen=True)
 class Columns:
     """The last `width` keys of each earlier block of `size` tokens (Sparse Transformer's summaries).
 
@@ -167,7 +195,7 @@ class Own:
         return self.pattern.allows(q, k, layer=self.layer, head=self.head) & (k <= q)
 
 
-Shape: TypeAlias = Strip | Blocks | Spaced | Columns | Drawn | Own
+Shape: TypeAlias = Strip | Blocks | Spaced | Segments | Columns | Drawn | Own
 
 
 @dataclass(frozen=True)
@@ -188,9 +216,9 @@ class Piece:
 def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
     """The same pairs as disjoint pieces.
 
-    Strips, and combs of one spacing, are made disjoint exactly. Otherwise a later piece is masked by "not in the
-    earlier ones". What depends on the distance alone comes first, because a mask of such shapes serves all problems of
-    a tile; the first columns come last, because they are few.
+    Strips, combs of one spacing, and segments in segments are made disjoint exactly. Otherwise a later piece is masked
+    by "not in the earlier ones". What depends on the distance alone comes first, because a mask of such shapes serves
+    all problems of a tile; the first columns come last, because they are few.
 
     >>> [p.shape for p in disjoint([Strip(high=1024), Strip(stop=4)])]
     [Strip(low=0, high=1024, stop=None), Strip(low=1024, high=None, stop=4)]
@@ -214,7 +242,7 @@ def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
             if band.high is None or low < band.high:
                 combs.append(Spaced(Strip(low, band.high, band.stop), spacing))
     blocks = [s for s in shapes if isinstance(s, Blocks)]
-    spaced = [s for s in shapes if isinstance(s, Spaced) and isinstance(s.inner, Blocks)]
+    spaced = _segments([s for s in shapes if isinstance(s, Segments)], [b.size for b in blocks if b.previous == 0])
     columns = [s for s in shapes if isinstance(s, Columns)]
     chosen = [s for s in shapes if isinstance(s, Drawn | Own)]
     out: list[Piece] = []
@@ -231,9 +259,22 @@ def _apart(a: Shape, b: Shape) -> bool:
         return a.high is not None and b.inner.low * b.spacing >= a.high
     if isinstance(a, Spaced) and isinstance(b, Spaced) and a.spacing == b.spacing:
         return isinstance(a.inner, Strip) and isinstance(b.inner, Strip)
+    if isinstance(a, Blocks | Segments) and isinstance(b, Segments) and b.after % a.size == 0 and b.after:
+        return isinstance(a, Segments) or a.previous == 0
     if isinstance(a, Blocks) and isinstance(b, Columns):
         return a.size == b.size and a.previous == 0
     return isinstance(a, Blocks) and isinstance(b, Drawn) and a.size == b.size and a.previous == 0
+
+
+def _segments(segments: list[Segments], blocks: list[int]) -> list[Segments]:
+    """Segments less the smaller blocks in which a pattern, blocks or segments, already has all of their pairs."""
+    out: list[Segments] = []
+    for segment in sorted(segments, key=lambda s: (s.size, s.spacing)):
+        finer = [s.size for s in out if segment.spacing % s.spacing == 0] + blocks
+        after = max((size for size in finer if segment.size % size == 0), default=0)
+        if after < segment.size:
+            out.append(Segments(segment.size, segment.spacing, after))
+    return out
 
 
 def _strips(strips: Iterable[Strip]) -> tuple[Strip, ...]:

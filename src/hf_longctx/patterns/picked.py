@@ -34,7 +34,7 @@ def _columns(shape: Columns, rows: tuple[int, int], keys: tuple[int, int]) -> It
         # Columns that all of these rows see, then those that only some do.
         middle = lo // size * size
         for k0, k1, only in ((keys[0], middle, None), (max(middle, keys[0]), hi, shape)):
-            k = torch.arange(k0, min(k1, keys[1], (hi - 1) // size * size))
+            k = torch.arange(k0, max(k0, min(k1, keys[1], (hi - 1) // size * size)))
             k = k[k % size >= size - shape.width] - keys[0]
             if len(k):
                 yield Tile(lo - rows[0], hi - lo, 0, len(k), only=only, picks=k[None])

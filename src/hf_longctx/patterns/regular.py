@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hf_longctx.patterns.geometry import Blocks, Shape, Spaced, Strip
+from hf_longctx.patterns.geometry import Blocks, Segments, Shape, Spaced, Strip
 from hf_longctx.patterns.tile import Tile
 
 
@@ -24,6 +24,8 @@ def regular(
         yield from _blocks(shape, rows, keys, chunk, backward)
     elif isinstance(shape, Spaced):
         yield from _spaced(shape, rows, keys, chunk, backward)
+    elif isinstance(shape, Segments):
+        yield from _segments(shape, rows, keys, chunk, backward)
 
 
 def chunk_for(width: int, *, backward: bool = False) -> int:
@@ -140,3 +142,21 @@ def _spaced(
                 copies=end - c,
                 only=None if tile.only is None else Spaced(tile.only, spacing),  # type: ignore[arg-type]
             )
+
+
+def _segments(
+    shape: Segments, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
+) -> Iterator[Tile]:
+    size, spacing = shape.size, shape.spacing
+    if size % spacing == 0 and not shape.after:
+        # Each class is cut into equal blocks.
+        yield from _spaced(Spaced(Blocks(size // spacing), spacing), rows, keys, chunk, backward)
+        return
+    comb, part = Spaced(Strip(), spacing), shape.after or size
+    for a in range(rows[0] // part * part, rows[1], part):
+        start = a // size * size
+        r0, r1 = max(rows[0], a), min(rows[1], a + part)
+        k0, k1 = max(keys[0], start), min(keys[1], a if shape.after else a + size)
+        if k0 < k1:
+            for tile in _spaced(comb, (r0, r1), (k0, k1), chunk, backward):
+                yield replace(tile, row=tile.row + r0 - rows[0], key=tile.key + k0 - keys[0])

@@ -22,12 +22,13 @@ class Rows:
     Attributes:
         q: logical positions of the rows, (R,) int64.
         spans: pairs (start, stop), each (R,): keys start <= k < stop.
-        steps: pairs (stride, most): keys q, q - stride, q - 2 stride, ..., `most` of them (None: down to 0).
+        steps: pairs (stride, most): keys q, q - stride, q - 2 stride, ..., `most` of them: a number, or one for each
+            row, (R,); None: down to 0.
     """
 
     q: Tensor
     spans: tuple[tuple[Tensor, Tensor], ...] = ()
-    steps: tuple[tuple[int, int | None], ...] = ()
+    steps: tuple[tuple[int, int | Tensor | None], ...] = ()
 
     def __or__(self, other: Rows) -> Rows:
         """The keys that either sees, for the same rows."""
@@ -37,11 +38,12 @@ class Rows:
         """The keys among the last `window`, self included."""
         lowest = self.q - window + 1
         spans = tuple((torch.maximum(start, lowest), stop) for start, stop in self.spans)
-        steps = tuple(
-            (stride, -(-window // stride) if most is None else min(most, -(-window // stride)))
-            for stride, most in self.steps
-        )
-        return Rows(self.q, spans, steps)
+        steps: list[tuple[int, int | Tensor | None]] = []
+        for stride, most in self.steps:
+            fit = -(-window // stride)
+            fewer = fit if most is None else most.clamp(max=fit) if isinstance(most, Tensor) else min(most, fit)
+            steps.append((stride, fewer))
+        return Rows(self.q, spans, tuple(steps))
 
     def disjoint(self) -> list[tuple[Tensor, Tensor]]:
         """The spans cut to be causal, sorted and disjoint; each (start, stop), empty where start >= stop.
@@ -71,7 +73,7 @@ class Rows:
                 farthest = self.q.clone()
                 for s, most in chosen:
                     if most is not None:
-                        farthest = torch.minimum(farthest, torch.full_like(self.q, (most - 1) * s))
+                        farthest = torch.minimum(farthest, torch.as_tensor((most - 1) * s).expand_as(self.q))
                 on_comb = farthest // stride + 1
                 for start, stop in spans:
                     # Distances d with q - stop < d <= q - start that are multiples of the stride, and no farther.

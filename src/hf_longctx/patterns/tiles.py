@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from hf_longctx.patterns.geometry import Blocks, Piece, Shape, Spaced, Strip
+from hf_longctx.patterns.geometry import Blocks, Piece, Segments, Shape, Spaced, Strip
 from hf_longctx.patterns.picked import picked
 from hf_longctx.patterns.regular import regular
 from hf_longctx.patterns.tile import Tile
 
 #: Elements of a mask made at once for a tall tile.
-_MASK = 1 << 20
+_MASK = 1 << 19
 
 
 def lower(
@@ -41,7 +41,7 @@ def lower(
     4 4 1 7 2 -3 1
     """
     for piece in pieces:
-        if isinstance(piece.shape, Strip | Blocks | Spaced):
+        if isinstance(piece.shape, Strip | Blocks | Spaced | Segments):
             yield from _regular(piece, rows, keys, chunk, backward)
         else:
             for tile in picked(piece.shape, rows, keys):
@@ -62,12 +62,13 @@ def _regular(
 def _less(tile: Tile, minus: tuple[Shape, ...], row: int, key: int) -> Iterator[Tile]:
     """The tile without what `minus` holds: nothing, smaller, or masked."""
     tall = max(1, _MASK // tile.keys)
-    if tile.problems == 1 and tile.rows > tall:
-        # A mask as tall as the run would be large: cut it.
+    if tile.rows > tall:
+        # A mask as tall as the run would be large: cut it, and leave out the keys past the diagonal.
         for a in range(0, tile.rows, tall):
             low, high = (None if x is None else x - a for x in (tile.low, tile.high))
             size = min(tall, tile.rows - a)
-            part = replace(tile, row=tile.row + a * tile.spacing, rows=size, low=low, high=high, step=0)
+            keys = tile.keys if low is None else min(tile.keys, size - low)
+            part = replace(tile, row=tile.row + a * tile.spacing, rows=size, keys=keys, low=low, high=high)
             yield from _less(part, minus, row, key)
         return
     tile = replace(tile, minus=minus)
