@@ -243,6 +243,7 @@ def test_parse(text, expected):
         ("window:4,5", "takes 1 value"),
         ("window:x", "whole number"),
         ("window:0", "at least 1"),
+        ("window:99999999999999999999", "at most 2147483648"),
         ("block:4,-1", "at least 0"),
         ("window:4+", "empty part"),
         ("heads(window:4|full", "parentheses"),

@@ -26,6 +26,8 @@ REGISTRY: dict[str, type[Pattern]] = {}
 
 #: Rows handled at once when counting, so that memory stays flat in the length.
 _ROWS_AT_ONCE = 1 << 16
+#: The largest size: products of two positions still fit int64.
+_LARGEST = 1 << 31
 #: Past this common period the exact search for the reach gives way to the sum of the layers' own bounds.
 _LONGEST_PERIOD = 1 << 22
 
@@ -206,6 +208,8 @@ def whole(owner: object, field: str, value: object, least: int = 1) -> None:
         )
     if value < least:
         raise ValueError(f"{label} is {value}: it must be at least {least}")
+    if value > _LARGEST:
+        raise ValueError(f"{label} is {value}: it must be at most {_LARGEST}; for no limit use the pattern 'full'")
 
 
 def required(cls: type[Pattern]) -> int:
