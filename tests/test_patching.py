@@ -137,6 +137,7 @@ def test_text_and_objects_are_the_same():
         ({"rope": "yarm:4"}, "yarn"),
         ({"rope": "yarn:0.5"}, "0.5"),
         ({"rope": "yarn:to=32"}, "32"),
+        ({"rope": "yarn:2", "backend": "foo"}, "backend is 'foo'"),
         ({"mamba": "1::4"}, "no Mamba"),
         ({"attention": "window:4", "rope": "linear:nan"}, "nan"),
     ],
@@ -162,6 +163,14 @@ def test_wrong_order_is_refused():
     inside.compile()
     with pytest.raises(ValueError, match="compiled"):
         lc.patch(inside, attention="window:4")
+
+
+def test_unpatching_a_wrapper_is_refused_and_changes_nothing():
+    model = lc.patch(build("llama"), attention="window:4")
+    before = fingerprint(model)
+    with pytest.raises(TypeError, match="get_base_model"):
+        lc.unpatch(torch.nn.Sequential(model))
+    assert fingerprint(model) == before
 
 
 def test_models_that_cannot_be_patched():

@@ -33,8 +33,6 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
-    except (ValueError, TypeError, ImportError) as error:
-        if "--debug" in sys.argv or logging.getLogger("hf_longctx").isEnabledFor(logging.DEBUG):
-            raise
+    except (ValueError, TypeError, ImportError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

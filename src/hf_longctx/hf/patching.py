@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
+from hf_longctx.attention import check_backend
 from hf_longctx.hf import caches, lengths, rotary
 from hf_longctx.hf.attention import NAME, PLAN_VERSION, eager, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.hf.undo import Attributes, Hook, Implementation, Undo
-from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.patterns import Full, Layers, Pattern, parse
 from hf_longctx.rope import Scaling
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ def patch(
         raise ValueError("patch has nothing to do: give at least one of attention, rope, mamba")
     if mamba is not None:
         raise ValueError(f"mamba is {mamba!r}: this version of hf_longctx has no Mamba layers yet; leave it out")
+    check_backend(Full(), backend, device=torch.device("cpu"), dtype=torch.float32)
     config: Any = model.config
     given = None if attention is None else parse(attention)
     layers = plan_layers(model, given, own_windows)
@@ -106,7 +110,15 @@ def unpatch(model: Model) -> Model:
 
     Raises:
         ValueError: the model is not patched.
+        TypeError: not a transformers model, such as a PEFT or DDP wrapper around one.
     """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__}: unpatch the transformers model itself, which a PEFT wrapper gives as "
+            "model.get_base_model() and a DDP one as model.module"
+        )
     steps: list[Undo] | None = vars(model).pop(_STEPS, None)
     if steps is not None:
         for step in reversed(steps):
@@ -163,8 +175,6 @@ def _check_model(model: Any) -> None:
 
 def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
     """Refuse what patched attention would have to ignore, before anything changes."""
-    from hf_longctx.attention import check_backend
-
     name = type(model).__name__
     if not model._can_set_attn_implementation():
         raise ValueError(
