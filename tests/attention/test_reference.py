@@ -17,7 +17,7 @@ def test_every_backend_matches_the_definition(case: Case, backend: str):
     exact = plain(*inputs, case.seen)
     assert error(out, exact) < 2e-6
     for got, want in zip(gradients(out, inputs), gradients(exact, inputs)):
-        assert error(got, want) < 1e-5
+        assert error(got, want) < 1e-5 * max(1, float(want.abs().max()))
     assert (out.masked_select(case.blind) == 0).all()
 
 

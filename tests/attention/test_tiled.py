@@ -120,7 +120,7 @@ def test_what_must_not_be_read_is_not_read(case: Case, backend: str):
     assert error(got, want) < 2e-6
     assert (got.masked_select(dead_rows) == 0).all()
     for a, b, d in zip(gradients(got, poisoned), gradients(want, clean), dead):
-        assert error(a, b) < 1e-5
+        assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
         assert (a.masked_select(d) == 0).all()
 
 
