@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
 from hf_longctx.attention import attend
-from hf_longctx.patterns import Pattern, SlidingWindow, gallery, parse
+from hf_longctx.patterns import Block, Pattern, SlidingWindow, gallery, parse
 from hf_longctx.patterns.geometry import Own, disjoint
 from hf_longctx.patterns.tiles import lower
 
@@ -125,6 +125,7 @@ def test_what_must_not_be_read_is_not_read(case: Case, backend: str):
 
 
 @given(patterns(), st.integers(0, 300), st.integers(1, 300), st.integers(0, 100), st.integers(1, 200))
+@example(Block(1).within(1), 0, 1, 0, 2)  # a key ahead of the only row, in the row's own tile
 @settings(max_examples=200, deadline=None)
 def test_tiles_hold_every_pair_once(pattern, row, rows, key, keys):
     """Lowering any rectangle of positions covers exactly the visible pairs, and views read no key for nothing."""

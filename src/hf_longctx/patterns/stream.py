@@ -47,9 +47,10 @@ def _look(own: Own, start: int, stop: int) -> Tensor:
     for first in range(0, stop, _KEYS):
         k = torch.arange(first, min(first + _KEYS, stop))[None]
         held = own.holds(q, k).expand(len(q), k.shape[1])
-        filling = (0, -k.shape[1] % SIDE, 0, -len(q) % SIDE)
+        # Keys past the last row lie ahead of every row: not seen, and a tile with one of them is not full.
+        held = pad(held, (0, -k.shape[1] % SIDE), value=False)
         some, every = (
-            pad(held, filling, value=value).unflatten(1, (-1, SIDE)).unflatten(0, (-1, SIDE))
+            pad(held, (0, 0, 0, -len(q) % SIDE), value=value).unflatten(1, (-1, SIDE)).unflatten(0, (-1, SIDE))
             for value in (False, True)
         )
         parts.append(some.any(3).any(1).to(torch.uint8) + every.all(3).all(1).to(torch.uint8))
