@@ -165,6 +165,19 @@ def test_wrong_order_is_refused():
         lc.patch(inside, attention="window:4")
 
 
+def test_a_rotary_module_that_cannot_be_rebuilt_leaves_nothing_changed(monkeypatch):
+    model = build("llama")
+    before = fingerprint(model)
+
+    def broken(self, config):
+        raise RuntimeError("no such module")
+
+    monkeypatch.setattr(type(model.model.rotary_emb), "__init__", broken)
+    with pytest.raises(RuntimeError):
+        lc.patch(model, rope="yarn:2")
+    assert fingerprint(model) == before
+
+
 def test_unpatching_a_wrapper_is_refused_and_changes_nothing():
     model = lc.patch(build("llama"), attention="window:4")
     before = fingerprint(model)

@@ -73,7 +73,7 @@ def attend(
     """
     pattern = _pattern(pattern)
     _check(query, key, value, valid, segments, positions)
-    _check_backend(backend)
+    check_backend_name(backend)
     scale = _scale(scale, query.shape[-1])
     kv_heads = key.shape[1]
     group = query.shape[1] // kv_heads
@@ -128,7 +128,7 @@ def choose(
 
 def check_backend(pattern: Pattern, backend: str, *, device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError unless `backend` can compute `pattern` there; for callers that must know beforehand."""
-    _check_backend(backend)
+    check_backend_name(backend)
     reason = tiled.cannot(device, dtype) if backend == "tiled" else None
     if reason:
         raise ValueError(f"backend is 'tiled', which cannot compute {pattern} here: {reason}. Use backend='auto'")
@@ -189,7 +189,8 @@ def _pattern(pattern: Pattern | str) -> Pattern:
     return pattern
 
 
-def _check_backend(backend: str) -> None:
+def check_backend_name(backend: str) -> None:
+    """Raise ValueError unless `backend` is one that this version has."""
     if backend not in BACKENDS:
         near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from hf_longctx.attention import check_backend
 from hf_longctx.hf import caches, lengths, rotary
 from hf_longctx.hf.attention import NAME, PLAN_VERSION, eager, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.hf.undo import Attributes, Hook, Implementation, Undo
-from hf_longctx.patterns import Full, Layers, Pattern, parse
+from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.rope import Scaling
 
 if TYPE_CHECKING:
@@ -60,12 +57,14 @@ def patch(
             changed when it is raised.
         TypeError: not a transformers model, or a value of the wrong kind.
     """
+    from hf_longctx.attention import check_backend_name
+
     _check_model(model)
     if attention is None and rope is None and mamba is None:
         raise ValueError("patch has nothing to do: give at least one of attention, rope, mamba")
     if mamba is not None:
         raise ValueError(f"mamba is {mamba!r}: this version of hf_longctx has no Mamba layers yet; leave it out")
-    check_backend(Full(), backend, device=torch.device("cpu"), dtype=torch.float32)
+    check_backend_name(backend)
     config: Any = model.config
     given = None if attention is None else parse(attention)
     layers = plan_layers(model, given, own_windows)
@@ -85,7 +84,7 @@ def patch(
         }
         steps.append(Attributes(config, {"longctx": stored}))
         if change is not None:
-            steps.extend(rotary.apply(model, change))
+            rotary.apply(model, change, steps)
         if given is not None:
             steps.append(_switch(model))
             prepare = types.MethodType(_prepare_cache_for_generation, model)
@@ -175,6 +174,8 @@ def _check_model(model: Any) -> None:
 
 def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
     """Refuse what patched attention would have to ignore, before anything changes."""
+    from hf_longctx.attention import check_backend
+
     name = type(model).__name__
     if not model._can_set_attn_implementation():
         raise ValueError(

@@ -52,13 +52,11 @@ class RopeChange:
         scaling: the scaling, its target resolved to a factor.
         geometry: the config's numbers before.
         fields: config attributes and their new values.
-        native: whether the config's class can state this scaling, so that a checkpoint loads anywhere.
     """
 
     scaling: Scaling
     geometry: RopeGeometry
     fields: dict[str, Any]
-    native: bool
 
 
 def parameters_of(config: Any) -> tuple[dict[str, Any], str | None]:
@@ -143,52 +141,51 @@ def plan(config: Any, rope: str | Scaling) -> RopeChange:
 
     native = fields(scaling.parameters(flat, dim=now.dim, trained=now.trained))
     if _reads_back(config, native):
-        return RopeChange(scaling, now, native, native=True)
+        return RopeChange(scaling, now, native)
     if scaling.length_dependent:
         logger.warning(
             "%s cannot state rope %s: a saved checkpoint keeps it in config.longctx only, so load it with "
             "hf_longctx.from_pretrained", type(config).__name__, scaling,
         )  # fmt: skip
         plain = fields(NoScaling().parameters(flat, dim=now.dim, trained=now.trained))
-        return RopeChange(scaling, now, plain, native=False)
-    return RopeChange(scaling, now, fields(scaling.as_longrope(flat, dim=now.dim, trained=now.trained)), native=True)
+        return RopeChange(scaling, now, plain)
+    return RopeChange(scaling, now, fields(scaling.as_longrope(flat, dim=now.dim, trained=now.trained)))
 
 
-def apply(model: Any, change: RopeChange) -> list[Undo]:
+def apply(model: Any, change: RopeChange, steps: list[Undo]) -> None:
     """Write the change into the config and the rotary modules, and prove that the frequencies are what they should be.
 
+    Args:
+        model: the model.
+        change: what to write.
+        steps: each change is added here as it is made, so that whatever fails, the caller can take them back.
+
     Raises:
-        ValueError: no rotary module, or one whose frequencies do not follow (everything is put back first).
+        ValueError: no rotary module, or one whose frequencies do not follow.
     """
-    config = model.config
+    config, scaling, numbers = model.config, change.scaling, change.geometry
     modules = rotary_modules(model)
     if not modules:
         raise ValueError(f"{type(model).__name__} has no rotary module to scale; patch it without `rope`")
-    steps: list[Undo] = [Attributes(config, change.fields)]
-    held = change.scaling.length_dependent
+    steps.append(Attributes(config, change.fields))
     for module in modules:
-        fresh = type(module)(config)
-        state = _state(fresh)
+        state, buffers = _fresh(module, config)
         # An inert type, so that transformers does not change the frequencies between steps of one sequence.
-        if isinstance(fresh.rope_type, dict):
-            state["rope_type"] = {**fresh.rope_type, SCALED_LAYERS: _inert(fresh.rope_type[SCALED_LAYERS])}
-        else:
-            state["rope_type"] = _inert(fresh.rope_type)
-        if held:
-            name = _name("attention_scaling", change.geometry.layer_type)
-            state[name] = change.scaling.attention_scaling(change.geometry.trained)
+        kind = state["rope_type"]
+        state["rope_type"] = (
+            {**kind, SCALED_LAYERS: _inert(kind[SCALED_LAYERS])} if isinstance(kind, dict) else _inert(kind)
+        )
+        if scaling.length_dependent:
+            state[_name("attention_scaling", numbers.layer_type)] = scaling.attention_scaling(numbers.trained)
         steps.append(Attributes(module, state))
-        steps.append(Buffers(module, {name: value for name, value in fresh._buffers.items() if value is not None}))
-    if held:
-        hold(modules, change.scaling, change.geometry, change.geometry.trained)
+        steps.append(Buffers(module, buffers))
+    if scaling.length_dependent:
+        hold(modules, scaling, numbers, numbers.trained)
     if not _proved(modules, change):
-        for step in reversed(steps):
-            step.undo()
         raise ValueError(
-            f"rope {change.scaling}: the rotary module of {type(model).__name__} did not take the frequencies of the "
+            f"rope {scaling}: the rotary module of {type(model).__name__} did not take the frequencies of the "
             "formula, so this model class cannot be scaled; nothing was changed"
         )
-    return steps
 
 
 def _inert(rope_type: Any) -> Any:
@@ -201,14 +198,16 @@ def restore(model: Any, original: dict[str, Any]) -> None:
     for name, value in original.items():
         setattr(model.config, name, value)
     for module in rotary_modules(model):
-        fresh = type(module)(model.config)
-        Attributes(module, _state(fresh))
-        Buffers(module, {name: value for name, value in fresh._buffers.items() if value is not None})
+        state, buffers = _fresh(module, model.config)
+        Attributes(module, state)
+        Buffers(module, buffers)
 
 
-def _state(rotary: nn.Module) -> dict[str, Any]:
-    """The plain attributes of a rotary module, such as its type and attention scaling."""
-    return {k: v for k, v in vars(rotary).items() if not k.startswith("_") and k not in ("training", "config")}
+def _fresh(rotary: nn.Module, config: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The plain attributes (type, attention scaling) and the buffers of a rotary module built anew from a config."""
+    fresh = type(rotary)(config)
+    state = {k: v for k, v in vars(fresh).items() if not k.startswith("_") and k not in ("training", "config")}
+    return state, {name: value for name, value in fresh._buffers.items() if value is not None}
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module]:
