@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_longctx.hf.lengths import held_length, length_dependent
+
 from .environment import hardware, versions
 from .grid import Grid, Probe, build_grid, group, spent_tokens
 from .haystack import Haystack, open_haystack, unique_share
@@ -19,7 +21,7 @@ from .needles import is_hit
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
 from .store import SCHEMA, RunStore, write_json
-from .subject import check_memory, held_at, learned_positions, length_dependent, look_at, patched_as, switches_rope
+from .subject import check_memory, learned_positions, look_at, patched_as, switches_rope
 from .variants import Variant, as_variants
 
 logger = logging.getLogger(__name__)
@@ -166,7 +168,7 @@ class _Work:
             total = sum(spent[probe.length, probe.depth] for probe in pending if probe.reason is None)
             with self._bar(total) as advance:
                 for members in groups:
-                    held = held_at(model, members[0].length) if by_length else contextlib.nullcontext()
+                    held = held_length(model, members[0].length) if by_length else contextlib.nullcontext()
                     with held:
                         reader = Reader(model, chunk=members[-1].length if at_once else CHUNK, on_tokens=advance)
                         # One at a time: a prompt of its own for every cell at once would fill the memory.
@@ -241,17 +243,13 @@ class _Work:
             self.on_row(row)
 
     @contextlib.contextmanager
-    def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
+    def _bar(self, total: int) -> Iterator[Callable[[int], object]]:
         from tqdm import tqdm
 
         label = self.variant.name if self.trial == 0 else f"{self.variant.name} #{self.trial + 1}"
         quiet = not (self.progress and sys.stderr.isatty())
         with tqdm(total=total, desc=label, unit="tok", unit_scale=True, leave=False, disable=quiet) as bar:
-            yield lambda tokens: _advance(bar, tokens)
-
-
-def _advance(bar: Any, tokens: int) -> None:
-    bar.update(tokens)
+            yield bar.update
 
 
 def _settings(

@@ -46,7 +46,7 @@ class Reader:
         on_tokens: called with the number of tokens after each call.
     """
 
-    def __init__(self, model: Any, *, chunk: int = CHUNK, on_tokens: Callable[[int], None] | None = None) -> None:
+    def __init__(self, model: Any, *, chunk: int = CHUNK, on_tokens: Callable[[int], object] | None = None) -> None:
         self._model = model
         self._chunk = chunk
         self.on_tokens = on_tokens

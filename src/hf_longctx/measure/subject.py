@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from hf_longctx.hf.lengths import length_dependent
+
 from .environment import free_memory
 from .variants import Variant
 
@@ -55,35 +57,6 @@ def look_at(model: Any, variant: Variant) -> dict[str, Any]:
             "dispatched": {"implementation": config._attn_implementation, **_backends(plan)},
             "per_length": length_dependent(model) or switches_rope(model),
         }
-
-
-def length_dependent(model: Any) -> bool:
-    """Does RoPE, as patched, depend on the length? Then each length is read by itself, held at its frequencies.
-
-    Args:
-        model: a Hugging Face causal LM, patched or not.
-
-    Returns:
-        True if so.
-    """
-    from hf_longctx.hf import lengths
-
-    return bool(lengths.length_dependent(model))
-
-
-def held_at(model: Any, length: int) -> contextlib.AbstractContextManager[Any]:
-    """Hold a RoPE that depends on the length at one length.
-
-    Args:
-        model: a Hugging Face causal LM, patched.
-        length: tokens in all.
-
-    Returns:
-        A context manager.
-    """
-    from hf_longctx.hf import lengths
-
-    return lengths.held_length(model, length)
 
 
 def switches_rope(model: Any) -> bool:
