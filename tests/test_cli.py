@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import hf_longctx as lc
 from families import FAMILIES, build
 from hf_longctx.cli import main
 from hf_longctx.patterns import names
@@ -60,6 +61,12 @@ def test_describe_reads_only_the_config(family, tmp_path, run):
     assert len(document["layers"]) == 3
 
 
+def test_describe_of_a_patched_checkpoint_shows_its_plan(tmp_path, run):
+    model = lc.patch(build("llama"), attention="1=window:6;*=full", rope="dynamic:1")
+    model.save_pretrained(tmp_path)
+    assert run("describe", str(tmp_path))[1].strip() == str(lc.describe(model))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -73,11 +80,19 @@ def test_describe_reads_only_the_config(family, tmp_path, run):
         (("needle", "{model}", "--lengths", "1x"), "1x"),
         (("needle", "{model}", "--variant", "x"), "variant 'x'"),
         (("needle", "{model}", "--dtype", "float8"), "float32, bfloat16, float16"),
+        (("needle", "{model}", "--device", "gpu7"), "device is 'gpu7'"),
+        (("needle", "{model}", "--device", "cuda:99"), "CUDA devices are usable here"),
+        (("needle", "{nowhere}", "--trials", "0"), "--trials 0"),
+        (("needle", "{nowhere}", "--values", "hex"), "digits, words, uuid"),
+        (("needle", "{nowhere}", "--needles", "many"), "shared, single"),
+        (("needle", "{nowhere}", "--style", "plain"), "prefix, chat, base"),
+        (("describe", "{patched}", "--rope", "yarn:2"), "was saved patched"),
     ],
 )
 def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
     build("llama").config.save_pretrained(tmp_path / "model")
-    places = {"model": tmp_path / "model", "nowhere": tmp_path / "nowhere"}
+    lc.patch(build("llama"), attention="window:8").config.save_pretrained(tmp_path / "patched")
+    places = {name: tmp_path / name for name in ("model", "patched", "nowhere")}
     code, out, err = run(*(a.format(**places) for a in arguments))
     assert (code, out) == (2, "")
     assert sentence in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from transformers import (
     BertForMaskedLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -53,7 +56,7 @@ def fingerprint(model) -> dict:
         "config attributes": sorted(vars(model.config)),
         "implementation": model.config._attn_implementation,
         "generation config": json.dumps(model.generation_config.to_dict(), sort_keys=True, default=str),
-        "generate": model.generate.__func__,
+        "generate": vars(model).get("generate"),
     }
 
 
@@ -106,12 +109,36 @@ def test_a_deep_copy_undoes_itself_alone():
         patched = model(ids).logits
         twin = copy.deepcopy(model)
         assert torch.equal(twin(ids).logits, patched)
-        assert twin.generate.__self__ is twin
+        assert twin.generate.args == (twin,)
         lc.unpatch(twin)
         assert torch.equal(twin(ids).logits, stock)
         assert torch.equal(model(ids).logits, patched)
         lc.unpatch(model)
         assert torch.equal(model(ids).logits, stock)
+
+
+def test_pickled_a_patched_model_works_and_undoes_itself():
+    model, ids = build("llama"), tokens(1, 30)
+    stock = model(ids).logits
+    twin = pickle.loads(pickle.dumps(lc.patch(model, attention="window:4", rope="dynamic:1")))
+    settings = {"max_new_tokens": 60, "do_sample": False}  # past the trained length: the held one matters
+    assert torch.equal(twin.generate(ids, **settings), model.generate(ids, **settings))
+    assert torch.equal(lc.unpatch(twin)(ids).logits, stock)
+
+
+def test_cast_meanwhile_it_is_undone_in_the_new_dtype():
+    expected = build("llama").to(torch.bfloat16)
+    model = lc.unpatch(lc.patch(build("llama"), rope="yarn:2").to(torch.bfloat16))
+    assert torch.equal(model.model.rotary_emb.inv_freq, expected.model.rotary_emb.inv_freq)
+    assert torch.equal(model(tokens(1, 9)).logits, expected(tokens(1, 9)).logits)
+
+
+def test_undone_by_hand_inside_the_context():
+    model = build("llama")
+    with lc.patched(model, rope="yarn:2"):
+        lc.unpatch(model)
+        lc.patch(model, rope="linear:2")
+    assert model.config.longctx["rope"] == "linear:2"
 
 
 def test_text_and_objects_are_the_same():
@@ -163,6 +190,10 @@ def test_wrong_order_is_refused():
     inside.compile()
     with pytest.raises(ValueError, match="compiled"):
         lc.patch(inside, attention="window:4")
+    forward = build("llama")
+    forward.forward = torch.compile(forward.forward)
+    with pytest.raises(ValueError, match="compiled"):
+        lc.patch(forward, attention="window:4")
 
 
 def test_a_rotary_module_that_cannot_be_rebuilt_leaves_nothing_changed(monkeypatch):
@@ -204,6 +235,15 @@ def test_models_that_cannot_be_patched():
     gemma2 = Gemma2ForCausalLM(Gemma2Config(**small, num_key_value_heads=2, head_dim=8))
     with pytest.raises(ValueError, match="soft-capped"):
         lc.patch(gemma2, attention="full")
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4))
+    with pytest.raises(ValueError, match="MambaForCausalLM"):
+        lc.patch(mamba, attention="full")
+    with pytest.raises(ValueError, match="no RoPE to scale"):
+        lc.patch(mamba, rope="yarn:2")
+    with pytest.raises(ValueError, match="no num_attention_heads"):
+        lc.describe(mamba)
+    with pytest.raises(TypeError, match="NoneType"):
+        lc.describe(None)
 
 
 def test_what_would_be_ignored_is_refused():

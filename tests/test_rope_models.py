@@ -123,6 +123,28 @@ def test_generate_agrees_with_and_without_a_cache(family, method):
     torch.testing.assert_close(rotary.frequencies(rotary.rotary_modules(model)[0]), grown, rtol=1e-6, atol=0)
 
 
+def test_dynamic_under_generate_does_not_count_padding():
+    model = lc.patch(build("llama"), rope="dynamic:1")
+    ids = tokens(1, TRAINED - 8)
+    alone = model.generate(ids, max_new_tokens=16, do_sample=False)  # past the trained length
+    padded = torch.cat([torch.zeros(1, 12, dtype=torch.long), ids], dim=1)
+    mask = torch.cat([torch.zeros(1, 12, dtype=torch.long), torch.ones_like(ids)], dim=1)
+    assert torch.equal(model.generate(padded, attention_mask=mask, max_new_tokens=16, do_sample=False)[:, 12:], alone)
+    how = {"max_new_tokens": 1, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    scores = {
+        name: model.generate(
+            given,
+            attention_mask=seen,
+            max_new_tokens=1,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        ).scores[0]
+        for name, given, seen in (("alone", ids, torch.ones_like(ids)), ("padded", padded, mask))
+    }
+    torch.testing.assert_close(scores["padded"], scores["alone"], atol=1e-5, rtol=1e-5)
+
+
 def test_transformers_own_dynamic_differs_with_a_cache():
     """Why we hold the length: without it, cached keys keep the base of the step that made them."""
     stock, ids = build("llama"), tokens(1, TRAINED - 10)

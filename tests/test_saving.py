@@ -65,6 +65,39 @@ def test_another_plan_version_is_refused(tmp_path, load):
             AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="longctx")(tokens(1, 4))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"original": None}, {"backend": 3}, {"attention": ["full"]}, {"own_windows": None}],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_a_damaged_plan_is_refused(tmp_path, damage):
+    lc.patch(build("llama"), **PLAN).save_pretrained(tmp_path)
+    edit(tmp_path, lambda config: config["longctx"].update(damage))
+    with pytest.raises(ValueError, match=rf"config.longctx is damaged: its field '{next(iter(damage))}' is"):
+        lc.from_pretrained(tmp_path)
+    edit(tmp_path, lambda config: config["longctx"].pop(next(iter(damage))))
+    with pytest.raises(ValueError, match=rf"its field '{next(iter(damage))}' is missing"):
+        lc.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("plan", [{"attention": "window:6"}, {"rope": "dynamic:1"}], ids=["attention", "dynamic"])
+def test_a_plan_that_plain_loading_leaves_idle_is_said_to_be(tmp_path, plan):
+    lc.patch(build("llama"), **plan).save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    description = lc.describe(plain)
+    assert not description.patched
+    assert "not in force here: load the checkpoint with hf_longctx.from_pretrained" in str(description)
+    assert {layer.pattern for layer in description.layers} == {"full"}
+    assert lc.describe(lc.from_pretrained(tmp_path)).note is None
+
+
+def test_loading_info_comes_with_the_model(tmp_path):
+    lc.patch(build("llama"), **PLAN).save_pretrained(tmp_path)
+    model, info = lc.from_pretrained(tmp_path, output_loading_info=True)
+    assert model.config.longctx["rope"] == "yarn:2"
+    assert not info["missing_keys"]
+
+
 def test_an_edited_config_is_refused(tmp_path):
     lc.patch(build("llama"), **PLAN).save_pretrained(tmp_path)
     edit(tmp_path, lambda config: config["rope_parameters"].update(factor=3.0))

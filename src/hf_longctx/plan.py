@@ -48,6 +48,12 @@ class LayerPlan:
     pattern: Pattern
 
 
+def check_own_windows(own_windows: str) -> None:
+    """Raise ValueError unless `own_windows` is a mode that `resolve` knows."""
+    if own_windows not in OWN_WINDOWS:
+        raise ValueError(f"own_windows is {own_windows!r}: it must be one of {', '.join(OWN_WINDOWS)}")
+
+
 def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: str = "intersect") -> list[LayerPlan]:
     """The plan of every layer.
 
@@ -64,8 +70,7 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
     >>> [str(p.pattern) for p in resolve(SlidingWindow(16), shape)]
     ['window:16', 'window:8']
     """
-    if own_windows not in OWN_WINDOWS:
-        raise ValueError(f"own_windows is {own_windows!r}: it must be one of {', '.join(OWN_WINDOWS)}")
+    check_own_windows(own_windows)
     count = len(shape.kinds)
     if attention is None:
         given: Sequence[Pattern | None] = [None] * count

@@ -1,5 +1,6 @@
 """The needle test end to end on a tiny model: rows, summary, resume, variants, and what it refuses."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from hf_longctx import is_patched
+from hf_longctx import is_patched, patch
 from hf_longctx.measure import needle as module
 from hf_longctx.measure import run_needle, subject
 from hf_longctx.measure.store import row_key
@@ -38,6 +39,7 @@ def test_a_run_leaves_rows_a_summary_a_page_and_the_model_as_it_was(model, token
     assert len(rows) == len(seen) == 3 * 2 * (3 + 1)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        ".lock",
         "rows.jsonl",
         "run.json",
         "summary.json",
@@ -57,6 +59,20 @@ def test_a_run_leaves_rows_a_summary_a_page_and_the_model_as_it_was(model, token
     # Every variant is asked the same.
     asked = [[row[key] for key in ("question", "expected", "context", "needle_at")] for row in rows.values()]
     assert asked[:8] == asked[8:16] == asked[16:]
+
+
+def test_a_patched_model_runs_beside_its_stock_self(model, tokenizer, quick):
+    def answers(model, variants):
+        rows = []
+        summary = run_needle(model, tokenizer, variants=variants, on_row=rows.append, **SETTINGS)
+        return {name: [row["answer"] for row in rows if row["variant"] == name] for name in summary["variants"]}
+
+    apart = answers(model, VARIANTS)
+    given = patch(copy.deepcopy(model), attention="window:40+global:4")
+    together = answers(given, VARIANTS[:1])
+    assert list(together) == ["stock", "as-loaded", "yarn2"]
+    assert together == {"stock": apart["stock"], "as-loaded": apart["window"], "yarn2": apart["yarn2"]}
+    assert given.config.longctx["attention"] == "window:40+global:4"
 
 
 def test_rows_are_the_same_exact_or_shared_and_whatever_the_variants(model, tokenizer, quick):

@@ -29,7 +29,7 @@ def test_rows_and_facts_come_back(tmp_path):
     again = opened(tmp_path / "a" / "run")
     assert again.rows == run.rows
     assert again.run == run.run
-    assert sorted(path.name for path in (tmp_path / "a" / "run").iterdir()) == ["rows.jsonl", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "a" / "run").iterdir()) == [".lock", "rows.jsonl", "run.json"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,6 +67,7 @@ def test_a_variant_keeps_its_definition_and_may_be_added(tmp_path):
     again.add_variant("b", {"definition": {"rope": "linear:2"}})
     with pytest.raises(ValueError, match=r"variant 'a' is .*yarn:4.* here and .*yarn:2.* in the run"):
         again.add_variant("a", {"definition": {"rope": "yarn:4"}})
+    again.close()
     assert list(opened(tmp_path).run["variants"]) == ["a", "b"]
 
 
@@ -74,8 +75,11 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         opened(tmp_path / "file")
+    with pytest.raises(ValueError, match="holds file but no run.json: choose a new or empty folder"):
+        opened(tmp_path)
+    (tmp_path / "file").unlink()
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="no run.json"):
+    with pytest.raises(ValueError, match="holds rows.jsonl but no run.json"):
         opened(tmp_path)
     (tmp_path / "rows.jsonl").unlink()
     opened(tmp_path)
@@ -85,6 +89,31 @@ def test_what_is_no_run_is_refused(tmp_path):
     write_json(tmp_path / "run.json", {"schema": 99, "settings": SETTINGS, "variants": {}})
     with pytest.raises(ValueError, match="schema 99"):
         opened(tmp_path)
+    for damaged in ("{", "[]", '{"schema": 1}'):
+        (tmp_path / "run.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"run\.json is damaged: choose another --out"):
+            opened(tmp_path)
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
+    first = opened(tmp_path)
+    with pytest.raises(ValueError, match="being written by another process: wait"):
+        opened(tmp_path)
+    first.close()
+    opened(tmp_path).close()
+
+
+def test_the_command_kept_is_the_one_that_gives_all_variants(tmp_path):
+    run = opened(tmp_path)
+    run.add_variant("a", {"definition": {}})
+    run.note_command("first", ["a"])
+    run.add_variant("b", {"definition": {}})
+    run.note_command("second", ["b"])
+    run.note_command("second", ["b"])
+    assert run.run["command"] == "first\nsecond"
+    run.note_command("both", ["b", "a"])
+    run.close()
+    assert opened(tmp_path).run["command"] == "both"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -6,6 +6,7 @@ A user's mistake ends in one sentence on stderr and exit code 2, never a traceba
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 
@@ -30,6 +31,8 @@ def main() -> None:
     )
     for command in (needle, report, rope, describe, patterns, models, env):
         app.command()(command)
+    # Whoever is told to stop, by Ctrl-C or by a scheduler, leaves a valid run behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()

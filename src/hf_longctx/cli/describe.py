@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,15 +26,24 @@ def describe(
 
     import hf_longctx as lc
     from hf_longctx.hf.loading import load_config
+    from hf_longctx.hf.saving import take_plan
 
+    config = load_config(model)
+    plan: dict[str, Any] = {"attention": attention, "rope": rope, "own_windows": own_windows, "backend": backend}
+    if getattr(config, "longctx", None):
+        if attention is not None or rope is not None:
+            raise ValueError(
+                f"model {model!r} was saved patched: leave --attention and --rope out, or unpatch it first"
+            )
+        plan = take_plan(config)
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(load_config(model))
-    if attention is not None or rope is not None:
+        network = AutoModelForCausalLM.from_config(config)
+    if plan["attention"] is not None or plan["rope"] is not None:
         # Frequencies are computed, so the rotary modules need real memory.
         from hf_longctx.hf.rotary import rotary_modules
 
         for module in rotary_modules(network):
             module.to_empty(device="cpu")
-        lc.patch(network, attention=attention, rope=rope, own_windows=own_windows, backend=backend)
+        lc.patch(network, **plan)
     description = lc.describe(network)
     typer.echo(json.dumps(description.to_dict()) if as_json else str(description))

@@ -55,12 +55,24 @@ def needle(
     """
     # Read before the model is: a slip of the pen should not cost half a minute.
     from hf_longctx.hf.loading import BUNDLED, DEMO, load_model
+    from hf_longctx.measure.grid import MODES
     from hf_longctx.measure.haystack import default_haystack, open_haystack
     from hf_longctx.measure.needle import run_needle
+    from hf_longctx.measure.needles import VALUE_KINDS
     from hf_longctx.measure.placement import depth_grid
+    from hf_longctx.measure.prompts import STYLES
     from hf_longctx.measure.variants import as_variants
 
     tokens, grid = parse_lengths(lengths), depth_grid(depths)
+    if trials < 1:
+        raise ValueError(f"--trials {trials}: give a whole number, at least 1")
+    for flag, text, allowed in (
+        ("--values", values, VALUE_KINDS),
+        ("--needles", needles, MODES),
+        ("--style", style, STYLES),
+    ):
+        if text not in allowed:
+            raise ValueError(f"{flag} {text!r} does not exist: choose one of {', '.join(allowed)}")
     given = [f"{key}={text}" for key, text in (("attention", attention), ("rope", rope)) if text is not None]
     asked = [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
     chosen = as_variants(asked, stock=not no_stock)
@@ -139,11 +151,13 @@ class _Lines:
         rows = [one for one in self._rows if all(one[key] == row[key] for key in cell)]
         self._rows = [one for one in self._rows if one not in rows]
         marks = "".join({"hit": "+", "miss": "-"}.get(one["outcome"], "?") for one in rows[:-1])
+        asked = [one for one in rows[:-1] if one["outcome"] != "invalid"]
+        why = sorted({one["reason"] for one in rows[:-1] if one["outcome"] == "invalid"})
         trial = f" trial {row['trial'] + 1}" if self._trials > 1 else ""
         hits, seconds = marks.count("+"), sum(one["seconds"] for one in rows)
         tqdm.write(
-            f"{row['variant']:<12} {row['length']:>8,} tokens{trial}  {marks}  {hits}/{len(marks)} found, "
-            f"control {row['outcome']}, {seconds:.0f} s",
+            f"{row['variant']:<12} {row['length']:>8,} tokens{trial}  {marks}  {hits}/{len(asked)} found, "
+            f"control {row['outcome']}, {seconds:.0f} s" + "".join(f"; ? is invalid: {reason}" for reason in why),
             file=sys.stderr,
         )
 

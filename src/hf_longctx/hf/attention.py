@@ -21,6 +21,8 @@ from hf_longctx.plan import LayerPlan, ModelShape, resolve
 NAME = "longctx"
 #: The layout of `config.longctx` that this version reads and writes.
 PLAN_VERSION = 1
+#: Its fields besides the version, and their types.
+_PLAN_FIELDS = {"attention": str | None, "rope": str | None, "backend": str, "own_windows": str, "original": dict}
 #: Terms that some models add to the scores; dropping them silently would yield garbage.
 _UNSUPPORTED = ("s_aux", "softcap", "position_bias", "head_mask")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -193,19 +195,31 @@ def stored_plan(config: Any) -> dict[str, Any]:
             f"attention implementation {NAME!r} is set, but config.longctx holds no plan: "
             "use hf_longctx.patch(model, attention=...) instead of setting it by hand"
         )
-    version = stored.get("version")
+    advice = "install the version that saved the checkpoint, or remove `longctx` from its config.json and patch again"
+    version = stored.get("version") if isinstance(stored, dict) else None
     if version != PLAN_VERSION:
         raise ValueError(
-            f"config.longctx has version {version!r}, and this hf_longctx reads version {PLAN_VERSION}: "
-            "install the version that saved the checkpoint, or remove `longctx` from its config.json and patch again"
+            f"config.longctx has version {version!r}, and this hf_longctx reads version {PLAN_VERSION}: {advice}"
         )
+    for field, kinds in _PLAN_FIELDS.items():
+        if field not in stored or not isinstance(stored[field], kinds):
+            found = repr(stored[field]) if field in stored else "missing"
+            raise ValueError(f"config.longctx is damaged: its field {field!r} is {found}; {advice}")
     return stored
 
 
 def shape_key(config: Any, window: int | None) -> tuple[int, tuple[str, ...], int, int | None]:
-    """What `layer_plan` needs of a config, hashable: layers, their types, key-value heads, the layer's own window."""
+    """What `layer_plan` needs of a config, hashable: layers, their types, key-value heads, the layer's own window.
+
+    Raises:
+        ValueError: a model without attention layers.
+    """
     kinds = tuple(getattr(config, "layer_types", None) or ())
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise ValueError(
+            f"{type(config).__name__} has no num_attention_heads: hf_longctx is for models with attention layers"
+        )
     return int(config.num_hidden_layers), kinds, int(heads), window
 
 

@@ -11,9 +11,13 @@ import torch
 from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
+from hf_longctx.hf.undo import STEPS
 from hf_longctx.patterns import parse, reach_through
 from hf_longctx.plan import LayerPlan
 from hf_longctx.rope import from_parameters
+from hf_longctx.rope import parse as parse_rope
+
+_IDLE = "config.longctx holds a plan that is not in force here: load the checkpoint with hf_longctx.from_pretrained"
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Description:
 
     Attributes:
         model: the model's class.
-        patched: whether it carries a plan.
+        patched: whether it carries a plan that is in force.
+        note: what is amiss with its plan, None if nothing.
         rope: the scaling in force, in text form, or `none`.
         trained: length in tokens that RoPE counts from, None without RoPE.
         max_positions: the window that the config claims.
@@ -66,6 +71,7 @@ class Description:
 
     model: str
     patched: bool
+    note: str | None
     rope: str
     trained: int | None
     max_positions: int | None
@@ -127,6 +133,7 @@ class Description:
         state = "patched" if self.patched else "stock"
         return "\n".join(
             [
+                *([f"note: {self.note}"] if self.note else []),
                 f"{self.model} ({state}): rope {self.rope}{trained}{claim}",
                 *lines,
                 f"reach through {len(self.layers)} layers: {total}; cache: {self.kv_bytes:,} bytes a token",
@@ -151,17 +158,28 @@ def describe(model: Any) -> Description:
 
     Args:
         model: a transformers causal language model; a PEFT model is looked through.
+
+    Raises:
+        TypeError: not a transformers model.
+        ValueError: a model without attention layers.
     """
+    from transformers import PreTrainedModel
+
     from hf_longctx.attention import choose
 
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__}: it must be a transformers model, such as AutoModelForCausalLM loads"
+        )
     config = model.config
     stored = stored_plan(config) if getattr(config, "longctx", None) else None
-    attention = parse(stored["attention"]) if stored and stored["attention"] else None
-    plans = plan_layers(model, attention, stored["own_windows"] if stored else "intersect")
-    modules = attention_modules(model)
     implementation = config._attn_implementation
+    idle = stored is not None and _idle(stored, model)
+    asked = stored["attention"] if stored and not idle else None
+    plans = plan_layers(model, parse(asked) if asked else None, stored["own_windows"] if stored else "intersect")
+    modules = attention_modules(model)
     try:
         rope = rotary.geometry(config)
     except ValueError:
@@ -194,7 +212,8 @@ def describe(model: Any) -> Description:
         )
     return Description(
         model=type(model).__name__,
-        patched=stored is not None,
+        patched=stored is not None and not idle,
+        note=_IDLE if idle else None,
         rope=scaling,
         trained=_trained(config, rope, stored),
         max_positions=getattr(config, "max_position_embeddings", None),
@@ -203,6 +222,13 @@ def describe(model: Any) -> Description:
         kv_bytes=sum(layer.kv_bytes for layer in layers),
         layers=tuple(layers),
     )
+
+
+def _idle(stored: dict[str, Any], model: Any) -> bool:
+    """Whether a stored plan is not at work, because plain transformers loaded the checkpoint."""
+    if stored["attention"]:
+        return model.config._attn_implementation != NAME
+    return STEPS not in vars(model) and parse_rope(stored["rope"]).length_dependent
 
 
 def _trained(config: Any, rope: rotary.RopeGeometry | None, stored: dict[str, Any] | None) -> int | None:

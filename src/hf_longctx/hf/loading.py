@@ -66,13 +66,13 @@ def load_model(
         device: default CUDA where there is one, else CPU.
 
     Raises:
-        ValueError: no such model, or an unknown dtype.
+        ValueError: no such model, an unknown dtype, or a device that is not here.
     """
     import torch
 
     from hf_longctx.hf.saving import from_pretrained
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
@@ -82,6 +82,21 @@ def load_model(
     tokenizer = load_tokenizer(name)
     model = _load(from_pretrained, name, dtype=dtype)
     return model.to(device).eval(), tokenizer
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    import torch
+
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(
+            f"device is {device!r}: it must be cpu, or cuda, perhaps with a number such as cuda:1"
+        ) from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        here = torch.cuda.device_count()
+        raise ValueError(f"device is {str(chosen)!r}, and {here} CUDA devices are usable here: use device='cpu'")
+    return chosen
 
 
 def _load(loader: Any, name: str, **kwargs: Any) -> Any:

@@ -6,25 +6,25 @@ All is computed and checked before the first change; every change is an undo ste
 from __future__ import annotations
 
 import copy
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
 
 from hf_longctx.hf import caches, lengths, rotary
 from hf_longctx.hf.attention import NAME, PLAN_VERSION, eager, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
-from hf_longctx.hf.undo import Attributes, Hook, Implementation, Undo
+from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Undo
 from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.plan import check_own_windows
 from hf_longctx.rope import Scaling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hf_longctx.plan import LayerPlan
-
 Model = TypeVar("Model", bound="PreTrainedModel")
-_STEPS = "_longctx_steps"
 
 
 def patch(
@@ -67,9 +67,9 @@ def patch(
     check_backend_name(backend)
     config: Any = model.config
     given = None if attention is None else parse(attention)
-    layers = plan_layers(model, given, own_windows)
+    check_own_windows(own_windows)
     if given is not None:
-        _check_attention(model, layers, backend)
+        _check_attention(model, given, backend, own_windows)
     change = None if rope is None else rotary.plan(config, rope)
 
     steps: list[Undo] = []
@@ -87,18 +87,18 @@ def patch(
             rotary.apply(model, change, steps)
         if given is not None:
             steps.append(_switch(model))
-            prepare = types.MethodType(_prepare_cache_for_generation, model)
+            prepare = partial(_prepare_cache_for_generation, model)
             steps.append(Attributes(model, {"_prepare_cache_for_generation": prepare}))
         if given is not None or (change is not None and change.scaling.length_dependent):
             decoder = model.get_decoder()
             steps.append(Hook(decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)))
         if change is not None and change.scaling.length_dependent:
-            steps.append(Attributes(model, {"generate": types.MethodType(_generate, model)}))
+            steps.append(Attributes(model, {"generate": partial(_generate, model)}))
     except BaseException:
         for step in reversed(steps):
             step.undo()
         raise
-    vars(model)[_STEPS] = steps
+    vars(model)[STEPS] = steps
     return model
 
 
@@ -118,7 +118,7 @@ def unpatch(model: Model) -> Model:
             f"model is a {type(model).__name__}: unpatch the transformers model itself, which a PEFT wrapper gives as "
             "model.get_base_model() and a DDP one as model.module"
         )
-    steps: list[Undo] | None = vars(model).pop(_STEPS, None)
+    steps: list[Undo] | None = vars(model).pop(STEPS, None)
     if steps is not None:
         for step in reversed(steps):
             step.undo()
@@ -139,10 +139,12 @@ def unpatch(model: Model) -> Model:
 def patched(model: Model, **changes: Any) -> Iterator[Model]:
     """Patch a model for the length of a `with` block; the arguments are those of `patch`."""
     patch(model, **changes)
+    steps = vars(model)[STEPS]
     try:
         yield model
     finally:
-        unpatch(model)
+        if vars(model).get(STEPS) is steps:  # not undone by hand already
+            unpatch(model)
 
 
 def is_patched(model: Any) -> bool:
@@ -154,7 +156,11 @@ def _check_model(model: Any) -> None:
     from transformers import PreTrainedModel
 
     name = type(model).__name__
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+    forward = vars(model).get("forward") if isinstance(model, nn.Module) else None
+    compiled = getattr(model, "_compiled_call_impl", None) is not None or hasattr(
+        forward, "_torchdynamo_orig_callable"
+    )
+    if compiled or hasattr(model, "_orig_mod"):
         raise ValueError(f"{name} is compiled: patch the model first, and call torch.compile afterwards")
     if type(model).__module__.split(".")[0] == "peft":
         raise ValueError(f"{name} is a PEFT model: patch the base model first, and add the adapter afterwards")
@@ -172,7 +178,7 @@ def _check_model(model: Any) -> None:
         raise ValueError(f"{name} is not a causal language model: load the model with AutoModelForCausalLM")
 
 
-def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
+def _check_attention(model: Any, given: Pattern | Layers, backend: str, own_windows: str) -> None:
     """Refuse what patched attention would have to ignore, before anything changes."""
     from hf_longctx.attention import check_backend
 
@@ -187,7 +193,7 @@ def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
             f"{name} has {model.config.num_hidden_layers} layers, but {len(modules)} attention modules were found: "
             "this architecture is not supported by attention patterns; patch `rope` only"
         )
-    for layer in layers:
+    for layer in plan_layers(model, given, own_windows):
         module = modules[layer.index]
         if getattr(module, "attn_logit_softcapping", None) or hasattr(module, "sinks"):
             raise ValueError(
@@ -245,12 +251,19 @@ def _prepare_cache_for_generation(
 
 
 def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
-    """`generate` under one length, prompt and new tokens together, for RoPE that depends on it."""
+    """`generate` under one length, prompt and new tokens together, for RoPE that depends on it.
+
+    Padding does not count. A batch has one set of frequencies, so the row with the most real tokens decides.
+    """
     settings = generation_config or self.generation_config
     prompt = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
     length = 1 if prompt is None else int(prompt.shape[1])
+    mask = kwargs.get("attention_mask")
+    padding = 0
+    if mask is not None and mask.ndim == 2 and mask.shape[1] == length:
+        padding = length - int(mask.bool().sum(-1).max())
     new = kwargs.get("max_new_tokens", settings.max_new_tokens)
     most = kwargs.get("max_length", settings.max_length) or 20  # transformers' own default
     total = length + new if new is not None else max(length + 1, most)
-    with lengths.held_length(self, total):
+    with lengths.held_length(self, total - padding):
         return type(self).generate(self, inputs, generation_config, **kwargs)

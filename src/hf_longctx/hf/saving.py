@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from hf_longctx.hf.attention import NAME, stored_plan
@@ -18,7 +19,8 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
         **kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
 
     Returns:
-        The model, patched as it was saved; `unpatch` works on it.
+        The model, patched as it was saved; `unpatch` works on it. With `output_loading_info=True` the pair that
+        transformers returns.
 
     Raises:
         ValueError: the plan is of another version, or the config was changed since it was saved.
@@ -31,26 +33,37 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
         config = AutoConfig.from_pretrained(path, **shared)
     if not getattr(config, "longctx", None):
         return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
-    stored = stored_plan(config)
-    written = {name: getattr(config, name) for name in stored["original"]}
-    for name, value in stored["original"].items():
-        setattr(config, name, value)
-    delattr(config, "longctx")
+    written = {name: getattr(config, name) for name in stored_plan(config)["original"]}
+    plan = take_plan(config)
     if kwargs.get("attn_implementation") == NAME:  # `patch` sets it; unpatching must lead back to an ordinary one
         del kwargs["attn_implementation"]
-    model = AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
-    patch(
-        model,
-        attention=stored["attention"],
-        rope=stored["rope"],
-        backend=stored["backend"],
-        own_windows=stored["own_windows"],
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
+    model = loaded[0] if kwargs.get("output_loading_info") else loaded
+    patch(model, **plan)
     for name, value in written.items():
         if getattr(model.config, name) != value:
             raise ValueError(
-                f"config.{name} of {path} is {value}, but its plan (rope {stored['rope']}) gives "
+                f"config.{name} of {path} is {value}, but its plan (rope {plan['rope']}) gives "
                 f"{getattr(model.config, name)}: it was edited after saving; remove `longctx` from config.json to use "
                 "it as is"
             )
-    return model
+    return loaded
+
+
+def take_plan(config: Any) -> dict[str, Any]:
+    """Take the plan out of a config, which is left as before the patch.
+
+    Args:
+        config: of a patched model; changed in place.
+
+    Returns:
+        Keyword arguments of `patch` that make it again.
+
+    Raises:
+        ValueError: no plan, or one that this version cannot read. The config is unchanged.
+    """
+    stored = stored_plan(config)
+    for name, value in stored["original"].items():
+        setattr(config, name, copy.deepcopy(value))
+    delattr(config, "longctx")
+    return {name: stored[name] for name in ("attention", "rope", "backend", "own_windows")}

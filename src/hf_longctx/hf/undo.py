@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+#: The attribute in which a patched model keeps its undo steps.
+STEPS = "_longctx_steps"
+
 
 class Missing:
     """Stands for an attribute that was not there."""
@@ -59,10 +62,10 @@ class Buffers:
             self.module._buffers[name] = value.to(self.old[name].device)
 
     def undo(self) -> None:
-        """Put the old tensors back, moved where the model was moved meanwhile."""
+        """Put the old tensors back, moved and cast as the model was meanwhile."""
         for name, value in self.old.items():
             now = self.module._buffers[name]
-            self.module._buffers[name] = value if now is None else value.to(now.device)
+            self.module._buffers[name] = value if now is None else value.to(now)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from .needles import is_hit
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
 from .store import SCHEMA, RunStore, write_json
-from .subject import check_memory, learned_positions, look_at, patched_as, switches_rope
+from .subject import as_loaded, check_memory, learned_positions, look_at, patched_as, switches_rope
 from .variants import Variant, as_variants
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def run_needle(
     length.
 
     Args:
-        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
+        model: a Hugging Face causal LM. One that is patched runs as the variant `as-loaded`, beside the model without
+            its patch as `stock`; it is patched again in the same way afterwards.
         tokenizer: its tokenizer.
         variants: what to compare, such as `"yarn2: rope=yarn:2"`.
         lengths: target lengths in tokens, question and answer included.
@@ -86,7 +87,6 @@ def run_needle(
     """
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ValueError(f"trials={trials!r}: give a whole number, at least 1")
-    chosen = as_variants(variants, stock=stock)
     hay = haystack if isinstance(haystack, Haystack) else open_haystack(haystack)
     grid = build_grid(
         tokenizer,
@@ -99,36 +99,42 @@ def run_needle(
         seed=seed,
         longest=learned_positions(model),
     )
-    check_memory(model, max(grid.lengths))
     asked = {trial: grid.probes(trial) for trial in range(trials)}
-    looked_at = {variant.name: look_at(model, variant) for variant in chosen}
-    store = RunStore(
-        Path(out) if out is not None else None,
-        _settings(model, tokenizer, grid, style=style, exact=exact, model_name=model_name),
-        {
-            "command": command or _python_call(chosen, grid, trials),
-            "seed": seed,
-            "versions": versions(),
-            "hardware": hardware(),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "haystack": {"name": hay.name, "label": hay.label, "unique_share": _unique_share(asked[0])},
-        },
-    )
-    for variant in chosen:
-        store.add_variant(variant.name, looked_at[variant.name])
-    model_was_training = bool(getattr(model, "training", False))
-    model.eval()
-    try:
-        for variant in chosen:
-            for trial, probes in asked.items():
-                work = _Work(store, variant, trial, probes, grid, exact=exact, progress=progress, on_row=on_row)
-                work.run(model)
-                _summarise(store)
-    finally:
-        # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
-        model.train(model_was_training)
-        store.close()
-        summary = _summarise(store)
+    with as_loaded(model) as loaded:
+        chosen = as_variants(variants, stock=stock, loaded=loaded)
+        check_memory(model, max(grid.lengths))
+        looked_at = {variant.name: look_at(model, variant) for variant in chosen}
+        command = command or _python_call(chosen, grid, trials)
+        store = RunStore(
+            Path(out) if out is not None else None,
+            _settings(model, tokenizer, grid, style=style, exact=exact, model_name=model_name),
+            {
+                "command": command,
+                "seed": seed,
+                "versions": versions(),
+                "hardware": hardware(),
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "haystack": {"name": hay.name, "label": hay.label, "unique_share": _unique_share(asked[0])},
+            },
+        )
+        with contextlib.closing(store):
+            for variant in chosen:
+                store.add_variant(variant.name, looked_at[variant.name])
+            store.note_command(command, looked_at)
+            was_training = bool(getattr(model, "training", False))
+            model.eval()
+            try:
+                for variant in chosen:
+                    for trial, probes in asked.items():
+                        work = _Work(
+                            store, variant, trial, probes, grid, exact=exact, progress=progress, on_row=on_row
+                        )
+                        work.run(model)
+                        _summarise(store)
+            finally:
+                # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
+                model.train(was_training)
+                summary = _summarise(store)
     if store.out is not None:
         _report(store.out)
     return summary

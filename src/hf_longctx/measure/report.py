@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -145,17 +146,22 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
     rules = list(RULES)
     for rule in rules:
         table.add_column(f"effective\n{rule}", no_wrap=True)
-    undecided = False
+    example: re.Match[str] | None = None
     for name, entry in entries.items():
         pooled = {part["length"]: part for part in entry["lengths"]}
         cells = [_recall_cell(pooled.get(length), Text) for length in lengths]
         judged = [effective_text(entry["effective"][rule]).replace(", ", "\n") for rule in rules]
-        undecided = undecided or any("+" in text for text in judged)
+        example = example or next(filter(None, (re.search(r"\+(\d+) at (\w+)", text) for text in judged)), None)
         claimed = entry.get("claimed")
         table.add_row(Text(name), length_label(claimed) if claimed else "?", *cells, *judged)
     notes = [f"{name}: {entry['control']['note']}" for name, entry in entries.items() if _doubted(entry)]
-    if undecided:
-        notes.insert(0, "+18 at 1K reads: undecided; 18 more straight hits at 1K would prove that length")
+    for name, entry in entries.items():
+        notes += [f"{name}: {number} invalid, not counted: {why}" for why, number in entry["reasons"].items()]
+    if example:
+        more, at = example.groups()
+        notes.insert(
+            0, f"{example.group()} reads: undecided; {more} more straight hits at {at} would prove that length"
+        )
     table.caption = Text("\n".join(notes)) if notes else None
     return table
 
@@ -166,6 +172,6 @@ def _doubted(entry: Mapping[str, Any]) -> bool:
 
 def _recall_cell(part: Mapping[str, Any] | None, text: Any) -> Any:
     if part is None or not part["n"]:
-        return text("-", style="dim")
+        return text("invalid" if part and part["invalid"] else "-", style="dim")
     style = "green" if part["recall"] >= 0.85 else "yellow" if part["recall"] >= 0.3 else "red"
     return text(f"{part['hits']}/{part['n']}", style=style)

@@ -7,6 +7,7 @@ score interval, and a length is called *pass*, *fail* or *undecided*, never just
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -271,10 +272,11 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, claimed: Mapping[str, int | 
             variant without rows yet is listed with no cells; a variant that only the rows know claims None.
 
     Returns:
-        Per variant ``{"claimed", "cells", "lengths", "effective", "control", "invalid"}``. A cell is ``{"length",
-        "depth", "n", "hits", "recall", "low", "high", "invalid"}`` with ``recall`` None while ``n`` is 0;
-        ``lengths`` has the same pooled over depths, without ``depth``. ``effective`` and ``control`` are as
-        returned by `effective` and `grade`; ``invalid`` is the number of invalid probes, controls included.
+        Per variant ``{"claimed", "cells", "lengths", "effective", "control", "invalid", "reasons"}``. A cell is
+        ``{"length", "depth", "n", "hits", "recall", "low", "high", "invalid"}`` with ``recall`` None while ``n`` is
+        0; ``lengths`` has the same pooled over depths, without ``depth``. ``effective`` and ``control`` are as
+        returned by `effective` and `grade`; ``invalid`` is the number of invalid probes, controls included, and
+        ``reasons`` maps each reason to their number.
 
     Raises:
         ValueError: A row has an outcome other than hit, miss or invalid.
@@ -316,6 +318,7 @@ def _summarise_variant(rows: Sequence[Mapping[str, Any]], claimed: int | None) -
         "effective": effective({entry["length"]: (entry["hits"], entry["n"]) for entry in pooled}),
         "control": grade(rows),
         "invalid": sum(row["outcome"] == "invalid" for row in rows),
+        "reasons": dict(Counter(str(row.get("reason")) for row in rows if row["outcome"] == "invalid")),
     }
 
 

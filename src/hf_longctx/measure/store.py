@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 SCHEMA = 1
 """Version of the files in a run's folder."""
@@ -60,7 +63,8 @@ class RunStore:
         facts: what else `run.json` says, written once: command, versions, hardware, time.
 
     Raises:
-        ValueError: if the folder holds a run with other settings, another schema, something else, or a damaged row.
+        ValueError: if the folder holds a run with other settings, another schema, something else, or a damaged file,
+            or another process is writing to it.
     """
 
     def __init__(self, out: Path | None, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -68,19 +72,32 @@ class RunStore:
         self.rows: dict[Key, dict[str, Any]] = {}
         self.run: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), **facts, "variants": {}}
         self._file: int | None = None
+        self._lock: FileLock | None = None
         if out is None:
             return
         if out.exists() and not out.is_dir():
             raise ValueError(f"out={str(out)!r} is a file: choose a folder for the run")
-        if (out / "run.json").is_file():
-            self.run = _agreed(out, json.loads((out / "run.json").read_text(encoding="utf-8")), settings)
-        elif (out / "rows.jsonl").is_file():
+        known = (out / "run.json").is_file()
+        others = [] if known or not out.exists() else sorted(p.name for p in out.iterdir() if p.name[0] != ".")
+        if "rows.jsonl" in others:
             raise ValueError(f"out={str(out)!r} holds rows.jsonl but no run.json: choose another --out")
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "run.json", self.run)
-        for row in _read_rows(out / "rows.jsonl"):
-            self.rows[row_key(row)] = row
+        if others:
+            raise ValueError(
+                f"out={str(out)!r} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} but no "
+                "run.json: choose a new or empty folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(out)
+        try:
+            if known:
+                self.run = _agreed(out, _read_run(out / "run.json"), settings)
+            else:
+                write_json(out / "run.json", self.run)
+            for row in _read_rows(out / "rows.jsonl"):
+                self.rows[row_key(row)] = row
+        except BaseException:
+            self._lock.release()
+            raise
 
     def add_variant(self, name: str, facts: Mapping[str, Any]) -> None:
         """Note what a variant is, before its first row.
@@ -104,6 +121,20 @@ class RunStore:
             if self.out is not None:
                 write_json(self.out / "run.json", self.run)
 
+    def note_command(self, command: str, variants: Collection[str]) -> None:
+        """Keep how the run was started: one command if it names all variants so far, else one a line.
+
+        Args:
+            command: how this process was started.
+            variants: the names of its variants.
+        """
+        known = self.run.get("command", "").splitlines()
+        commands = [command] if set(variants) >= set(self.run["variants"]) else [*known, command]
+        if (told := "\n".join(dict.fromkeys(commands))) != self.run.get("command"):
+            self.run["command"] = told
+            if self.out is not None:
+                write_json(self.out / "run.json", self.run)
+
     def add_row(self, row: dict[str, Any]) -> None:
         """Keep a row; it is on its way to disk, as one full line, when this returns.
 
@@ -118,10 +149,37 @@ class RunStore:
         os.write(self._file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
 
     def close(self) -> None:
-        """Let go of the rows file; adding another row opens it again."""
+        """Let go of the folder: another process may go on with the run."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _locked(out: Path) -> FileLock:
+    """The folder for this process alone: two runs at once would ask everything twice. A killed process lets go."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"out={str(out)!r} is being written by another process: wait for it to end, or choose another --out"
+        ) from None
+    return lock
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(run["settings"], dict) and isinstance(run["variants"], dict):
+            return dict(run)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} is damaged: choose another --out, or restore the file")
 
 
 def _agreed(out: Path, run: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hf_longctx.hf.lengths import length_dependent
 
 from .environment import free_memory
-from .variants import Variant
+from .variants import AS_LOADED, Variant
 
 
 def patched_as(model: Any, variant: Variant) -> contextlib.AbstractContextManager[Any]:
@@ -31,6 +31,34 @@ def patched_as(model: Any, variant: Variant) -> contextlib.AbstractContextManage
     from hf_longctx import patched
 
     return patched(model, **definition)
+
+
+@contextlib.contextmanager
+def as_loaded(model: Any) -> Iterator[Variant | None]:
+    """The untouched model behind a patched one, for as long as the context lasts; it is patched again afterwards.
+
+    Args:
+        model: a Hugging Face causal LM, patched or not.
+
+    Yields:
+        What it was patched with, as the variant `as-loaded`; None if it was not patched.
+
+    Raises:
+        ValueError: for a plan that cannot be undone, or that this version cannot read.
+    """
+    from hf_longctx import is_patched, patch, unpatch
+    from hf_longctx.hf.attention import stored_plan
+
+    if not is_patched(model):
+        yield None
+        return
+    stored = stored_plan(model.config)
+    plan = {name: stored[name] for name in ("attention", "rope", "backend", "own_windows")}
+    unpatch(model)
+    try:
+        yield Variant(AS_LOADED, **plan)
+    finally:
+        patch(model, **plan)
 
 
 def look_at(model: Any, variant: Variant) -> dict[str, Any]:

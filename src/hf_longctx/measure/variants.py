@@ -10,6 +10,10 @@ from dataclasses import dataclass, fields
 STOCK = "stock"
 """The name of the untouched model."""
 
+AS_LOADED = "as-loaded"
+"""The name of what a model was already patched with when it was given."""
+
+_RESERVED = {STOCK: "the untouched model", AS_LOADED: "the model as it was loaded"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -66,7 +70,7 @@ def parse_variant(text: str) -> Variant:
         raise ValueError(f'variant {text!r} has no name: write it as "name: rope=yarn:2 attention=window:1024"')
     allowed = [field.name for field in fields(Variant) if field.name != "name"]
     values: dict[str, str] = {}
-    for pair in rest.split():
+    for pair in _pairs(rest):
         key, equals, value = pair.partition("=")
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1)
@@ -80,14 +84,28 @@ def parse_variant(text: str) -> Variant:
     return _checked(Variant(name, **values))
 
 
+def _pairs(text: str) -> list[str]:
+    """The `key=value` parts of a definition; a plan by layer may have spaces around its semicolons.
+
+    >>> _pairs("attention=0=full; *=window:8 rope=yarn:2")
+    ['attention=0=full;*=window:8', 'rope=yarn:2']
+    """
+    pairs: list[str] = []
+    for word in text.split():
+        goes_on = pairs and (pairs[-1].endswith((";", "=")) or word.startswith(";") or not word[0].isalpha())
+        pairs[-1:] = [pairs[-1] + word] if goes_on else [*pairs[-1:], word]
+    return pairs
+
+
 def as_variants(
-    given: Iterable[str | Variant] | Mapping[str, Mapping[str, str]], *, stock: bool
+    given: Iterable[str | Variant] | Mapping[str, Mapping[str, str]], *, stock: bool, loaded: Variant | None = None
 ) -> tuple[Variant, ...]:
     """The variants of a run, `stock` first.
 
     Args:
         given: variants, their text form, or a mapping from a name to keyword arguments of `hf_longctx.patch` as text.
         stock: whether the untouched model runs too.
+        loaded: what the model was patched with when it was given, if it was; runs after `stock`.
 
     Returns:
         At least one variant.
@@ -104,6 +122,7 @@ def as_variants(
     if isinstance(given, Mapping):
         given = [_from_mapping(name, definition) for name, definition in given.items()]
     variants: list[Variant] = [Variant(STOCK)] if stock else []
+    variants += [loaded] if loaded else []
     for item in given:
         if not isinstance(item, str | Variant):
             raise TypeError(f"variants holds {item!r}: give a Variant or its text form such as 'yarn2: rope=yarn:2'")
@@ -122,8 +141,10 @@ def _from_mapping(name: str, definition: Mapping[str, str]) -> Variant:
 
 
 def _checked(variant: Variant) -> Variant:
-    if variant.name == STOCK:
-        raise ValueError(f"the variant name {STOCK!r} is reserved for the untouched model: choose another")
+    if variant.name in _RESERVED:
+        raise ValueError(
+            f"the variant name {variant.name!r} is reserved for {_RESERVED[variant.name]}: choose another"
+        )
     if not _NAME.fullmatch(variant.name):
         raise ValueError(
             f"the variant name {variant.name!r} cannot be part of a file name: use up to 64 letters, digits, "

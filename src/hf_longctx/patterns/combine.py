@@ -25,14 +25,12 @@ class Union(Pattern, name=None):
     @classmethod
     def of(cls, *patterns: Pattern) -> Pattern:
         """The union of several, flattened and without repeats; a single one is returned as it is."""
-        flat: list[Pattern] = []
+        flat: dict[Pattern, None] = {}
         for pattern in patterns:
             if not isinstance(pattern, Pattern):
                 raise TypeError(f"{pattern!r} is not a pattern: join patterns such as SlidingWindow(1024) | Global(4)")
-            for member in pattern.members if isinstance(pattern, Union) else (pattern,):
-                if member not in flat:
-                    flat.append(member)
-        return flat[0] if len(flat) == 1 else cls(tuple(flat))
+            flat |= dict.fromkeys(pattern.members if isinstance(pattern, Union) else (pattern,))
+        return next(iter(flat)) if len(flat) == 1 else cls(tuple(flat))
 
     @property
     def by_head(self) -> bool:  # type: ignore[override]

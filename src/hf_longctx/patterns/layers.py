@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from hf_longctx.patterns.base import Pattern
 
-_ITEM = r"(?:\*|-?\d*:-?\d*(?::-?\d+)?|-?\d+|[A-Za-z_]\w*)"
+_INDEX = r"-?\d{1,9}"
+_ITEM = rf"(?:\*|(?:{_INDEX})?:(?:{_INDEX})?(?::{_INDEX})?|{_INDEX}|[A-Za-z_]\w*)"
 #: A layer selector: indices, Python slices, layer types of the model, joined by commas; or `*` for the rest.
 SELECTOR = rf"{_ITEM}(?:,{_ITEM})*"
 
@@ -33,6 +34,11 @@ class Layers:
     def __init__(self, plan: Mapping[str | int, Pattern | str]) -> None:
         from hf_longctx.patterns.text import parse
 
+        if not isinstance(plan, Mapping):
+            raise TypeError(
+                f"Layers is given {plan!r}: it must be a dict of selector to pattern, such as "
+                "Layers({'0': Full(), '*': SlidingWindow(1024)}); text goes to patterns.parse"
+            )
         if not plan:
             raise ValueError("Layers is empty: give at least one selector, such as Layers({'*': SlidingWindow(1024)})")
         entries = []

@@ -9,11 +9,14 @@ longformer                      a preset
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
+from functools import reduce
 from importlib.metadata import entry_points
+from typing import Any
 
 from hf_longctx.patterns.base import REGISTRY, Pattern, required
 from hf_longctx.patterns.combine import Heads, Union
@@ -66,10 +69,7 @@ def parse(text: str | Pattern | Layers) -> Pattern | Layers:
 
 def _pattern(text: str) -> Pattern:
     members = [_single(part, text) for part in _split(text, "+")]
-    result = members[0]
-    for member in members[1:]:
-        result = result | member
-    return result
+    return reduce(operator.or_, members) if any(isinstance(m, Heads) for m in members) else Union.of(*members)
 
 
 def _single(text: str, whole_text: str) -> Pattern:
@@ -99,7 +99,7 @@ def _lookup(name: str, text: str) -> type[Pattern]:
 def _build(cls: type[Pattern], body: str) -> Pattern:
     hints = typing.get_type_hints(cls)
     order = [f.name for f in fields(cls)]
-    usage = f"{cls.name}:{','.join(order)}" if order else f"{cls.name}"
+    usage = f"{cls.name}:{','.join(_usage(f) for f in fields(cls))}" if order else cls.name
     values: dict[str, object] = {}
     for i, part in enumerate(body.split(",") if body else []):
         key, equals, value = part.partition("=")
@@ -116,9 +116,13 @@ def _build(cls: type[Pattern], body: str) -> Pattern:
     return cls(**values)
 
 
+def _usage(field: Field[Any]) -> str:
+    return field.name if field.default is MISSING else f"{field.name}={field.default}"
+
+
 def _value(text: str, kind: object, label: str) -> object:
     if kind is int:
-        match = re.fullmatch(r"(-?\d+)([km]?)", text.lower())
+        match = re.fullmatch(r"(-?\d{1,30})([km]?)", text.lower())
         if match is None:
             raise ValueError(f"{label} is {text!r}: it must be a whole number, such as 1024 or 1k")
         return int(match.group(1)) * {"": 1, "k": 1024, "m": 1024 * 1024}[match.group(2)]

@@ -8,6 +8,8 @@ from typing import Any
 
 from hf_longctx.rope.base import Scaling, names, registry, text_name
 
+#: No length has more; Python refuses to read numbers of thousands of digits, with a message of its own.
+_DIGITS = 15
 _SUFFIXES = {"k": 1024, "m": 1024 * 1024}
 
 
@@ -90,7 +92,9 @@ def _number(text: str, field: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"rope {text!r}: {field} must be a number such as 4 or 1.5, got {value!r}") from None
+        length = field == "factor" and value[-1:].lower() in _SUFFIXES
+        hint = f"; for a length write to={value}" if length else ""
+        raise ValueError(f"rope {text!r}: {field} must be a number such as 4 or 1.5, got {value!r}{hint}") from None
 
 
 def read_length(value: str) -> int:
@@ -104,7 +108,7 @@ def read_length(value: str) -> int:
     """
     multiple = _SUFFIXES.get(value[-1:].lower(), 1)
     digits = value[:-1] if multiple > 1 else value
-    if not (digits.isascii() and digits.isdigit()):
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS):
         raise ValueError(f"must be a length in tokens such as 32768 or 32k, got {value!r}")
     return int(digits) * multiple
 
