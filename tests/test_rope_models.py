@@ -6,12 +6,11 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, StaticCache
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 import hf_longctx as lc
 from families import FAMILIES, TRAINED, build, tokens
 from hf_longctx.hf import rotary
-from hf_longctx.hf.lengths import held_length
 from hf_longctx.rope import DynamicNTK, LongRoPE, NTKByParts, YaRN, names, parse
 
 #: A text form of every method, for a rotary dim of `dim`.
@@ -123,6 +122,22 @@ def test_generate_agrees_with_and_without_a_cache(family, method):
     torch.testing.assert_close(rotary.frequencies(rotary.rotary_modules(model)[0]), grown, rtol=1e-6, atol=0)
 
 
+def test_one_cache_over_several_turns_under_a_held_length():
+    model = lc.patch(build("llama"), rope="dynamic:1")
+    first, second, cache = tokens(1, TRAINED), tokens(1, 20, seed=2), DynamicCache()
+
+    def answer(ids, **how):  # a mask of its own, since a token drawn may be the padding one
+        seen = torch.ones_like(ids)
+        return model.generate(ids, attention_mask=seen, max_new_tokens=8, do_sample=False, **how)
+
+    with lc.held_length(model, TRAINED + 40):
+        ids = torch.cat([answer(first, past_key_values=cache), second], dim=1)
+        cached = answer(ids, past_key_values=cache)
+        assert torch.equal(cached, answer(ids, use_cache=False))
+    with pytest.raises(ValueError, match=r"hf_longctx.held_length\(model, "):
+        answer(torch.cat([cached, second], dim=1), past_key_values=cache)
+
+
 def test_dynamic_under_generate_does_not_count_padding():
     model = lc.patch(build("llama"), rope="dynamic:1")
     ids = tokens(1, TRAINED - 8)
@@ -132,14 +147,7 @@ def test_dynamic_under_generate_does_not_count_padding():
     assert torch.equal(model.generate(padded, attention_mask=mask, max_new_tokens=16, do_sample=False)[:, 12:], alone)
     how = {"max_new_tokens": 1, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
     scores = {
-        name: model.generate(
-            given,
-            attention_mask=seen,
-            max_new_tokens=1,
-            do_sample=False,
-            output_scores=True,
-            return_dict_in_generate=True,
-        ).scores[0]
+        name: model.generate(given, attention_mask=seen, **how).scores[0]
         for name, given, seen in (("alone", ids, torch.ones_like(ids)), ("padded", padded, mask))
     }
     torch.testing.assert_close(scores["padded"], scores["alone"], atol=1e-5, rtol=1e-5)
@@ -177,7 +185,7 @@ def test_a_bare_forward_uses_its_own_length_and_a_cache_keeps_its_own():
         torch.testing.assert_close(rotary.frequencies(module), used(2 * TRAINED))
         model(ids[:, 2 * TRAINED :], past_key_values=out.past_key_values)
         torch.testing.assert_close(rotary.frequencies(module), used(2 * TRAINED))
-        with held_length(model, 5 * TRAINED):
+        with lc.held_length(model, 5 * TRAINED):
             model(ids)
             torch.testing.assert_close(rotary.frequencies(module), used(5 * TRAINED))
             with pytest.raises(ValueError, match=r"filled for a length of 128.*320"):

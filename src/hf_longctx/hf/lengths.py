@@ -34,6 +34,9 @@ def length_dependent(model: Any) -> bool:
 def held_length(model: Any, length: int) -> Iterator[None]:
     """Hold length-dependent frequencies at those of a sequence of `length` tokens; nothing happens for other models.
 
+    `generate` holds a length of its own accord, unless one is held already. Hold one to go on with the same cache in
+    several calls.
+
     Args:
         model: a patched model.
         length: tokens in all, prompt and new ones.
@@ -48,6 +51,11 @@ def held_length(model: Any, length: int) -> Iterator[None]:
             delattr(decoder, _HELD)
         else:
             setattr(decoder, _HELD, before)
+
+
+def is_held(model: Any) -> bool:
+    """Whether a length is being held for the model."""
+    return _HELD in vars(model.get_decoder())
 
 
 def before_forward(decoder: Any, kwargs: dict[str, Any], tokens: int) -> None:
@@ -69,7 +77,7 @@ def before_forward(decoder: Any, kwargs: dict[str, Any], tokens: int) -> None:
         raise ValueError(
             f"rope {scaling}: past_key_values was filled for a length of {stamped}, but this call is for {held}, "
             "whose frequencies differ; start without the old cache, or fill it under "
-            f"hf_longctx.hf.lengths.held_length(model, {held})"
+            f"hf_longctx.held_length(model, {held})"
         )
     own = seen + tokens if positions is None else int(positions.max()) + 1
     length = stamped or held or _static_length(cache) or own

@@ -253,8 +253,11 @@ def _prepare_cache_for_generation(
 def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
     """`generate` under one length, prompt and new tokens together, for RoPE that depends on it.
 
-    Padding does not count. A batch has one set of frequencies, so the row with the most real tokens decides.
+    Padding does not count. A batch has one set of frequencies, so the row with the most real tokens decides. A length
+    that the caller holds already stays.
     """
+    if lengths.is_held(self):
+        return type(self).generate(self, inputs, generation_config, **kwargs)
     settings = generation_config or self.generation_config
     prompt = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
     length = 1 if prompt is None else int(prompt.shape[1])
