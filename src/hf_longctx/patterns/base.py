@@ -49,6 +49,11 @@ class Pattern:
     """
 
     name: ClassVar[str | None] = None
+    #: For people: when a key is seen (d = q - k), the paper, the models that use it, and a text form of usual size.
+    sees: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    used_by: ClassVar[str] = ""
+    typical: ClassVar[str] = ""
     #: True where `allows` depends on the (key-value) head.
     by_head: ClassVar[bool] = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,11 @@ class Block(Pattern, name="block"):
 
     size: int
     previous: int = 0
+
+    sees: ClassVar[str] = "q // size - k // size <= previous"
+    source: ClassVar[str] = "LongLoRA, arXiv 2309.12307 (without its shift); Llama 4's chunks"
+    used_by: ClassVar[str] = "Llama 4 (8192, 3 of 4 layers), LongLoRA in training"
+    typical: ClassVar[str] = "block:256,1"
 
     def __post_init__(self) -> None:
         whole(self, "size", self.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,11 @@ class Dilated(Pattern, name="dilated"):
 
     window: int
     dilation: int
+
+    sees: ClassVar[str] = "d % dilation = 0 and d < window x dilation"
+    source: ClassVar[str] = "Longformer, arXiv 2004.05150"
+    used_by: ClassVar[str] = "Longformer's upper layers"
+    typical: ClassVar[str] = "dilated:512,4"
 
     def __post_init__(self) -> None:
         whole(self, "window", self.window)

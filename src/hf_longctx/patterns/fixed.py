@@ -30,6 +30,11 @@ class Fixed(Pattern, name="fixed"):
 
     example: ClassVar[str] = "fixed:4,1"
 
+    sees: ClassVar[str] = "same block of stride, or k is one of a block's last summary tokens"
+    source: ClassVar[str] = "Sparse Transformer, arXiv 1904.10509"
+    used_by: ClassVar[str] = "Sparse Transformer on text"
+    typical: ClassVar[str] = "fixed:128,32"
+
     def __post_init__(self) -> None:
         whole(self, "stride", self.stride)
         whole(self, "summary", self.summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ class Full(Pattern, name="full"):
     >>> Full().count(100)
     5050
     """
+
+    sees: ClassVar[str] = "always"
+    source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762"
+    used_by: ClassVar[str] = "Llama, Qwen2"
+    typical: ClassVar[str] = "full"
 
     def allows(self, q: Tensor, k: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
         """Always."""

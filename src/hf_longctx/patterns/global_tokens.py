@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ class Global(Pattern, name="global"):
     """
 
     tokens: int
+
+    sees: ClassVar[str] = "k < tokens"
+    source: ClassVar[str] = "Longformer, arXiv 2004.05150; StreamingLLM, arXiv 2309.17453"
+    used_by: ClassVar[str] = "StreamingLLM (4 sinks), Longformer, joined to a window"
+    typical: ClassVar[str] = "global:4"
 
     def __post_init__(self) -> None:
         whole(self, "tokens", self.tokens)

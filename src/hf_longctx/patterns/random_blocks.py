@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,11 @@ class Random(Pattern, name="random"):
     seed: int = field(default=0, metadata={"named": True})
 
     by_head = True
+
+    sees: ClassVar[str] = "k's block is drawn for q's block"
+    source: ClassVar[str] = "BigBird, arXiv 2007.14062"
+    used_by: ClassVar[str] = "BigBird (3 blocks of 64)"
+    typical: ClassVar[str] = "random:3,64,seed=0"
 
     def __post_init__(self) -> None:
         whole(self, "blocks", self.blocks)

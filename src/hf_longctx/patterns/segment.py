@@ -33,6 +33,11 @@ class Segment(Pattern, name="segment"):
 
     example: ClassVar[str] = "segment:8,2"
 
+    sees: ClassVar[str] = "same segment and d % dilation = 0"
+    source: ClassVar[str] = "LongNet, arXiv 2307.02486"
+    used_by: ClassVar[str] = "LongNet, five of them joined"
+    typical: ClassVar[str] = "segment:4096,2"
+
     def __post_init__(self) -> None:
         whole(self, "size", self.size)
         whole(self, "dilation", self.dilation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,11 @@ class SlidingWindow(Pattern, name="window"):
     """
 
     window: int
+
+    sees: ClassVar[str] = "d < window"
+    source: ClassVar[str] = "Mistral 7B, arXiv 2310.06825"
+    used_by: ClassVar[str] = "Mistral 7B v0.1 (4096), Gemma 2 and 3, gpt-oss (128), Cohere 2, Olmo 3"
+    typical: ClassVar[str] = "window:1024"
 
     def __post_init__(self) -> None:
         whole(self, "window", self.window)

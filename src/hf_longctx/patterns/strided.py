@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,11 @@ class Strided(Pattern, name="strided"):
 
     local: int
     stride: int
+
+    sees: ClassVar[str] = "d < local or d % stride = 0"
+    source: ClassVar[str] = "Sparse Transformer, arXiv 1904.10509"
+    used_by: ClassVar[str] = "Sparse Transformer, Jukebox"
+    typical: ClassVar[str] = "strided:128,128"
 
     def __post_init__(self) -> None:
         whole(self, "local", self.local)
