@@ -11,7 +11,8 @@ import pytest
 import hf_longctx as lc
 from families import FAMILIES, build
 from hf_longctx.cli import main
-from hf_longctx.patterns import names
+from hf_longctx.patterns import Full, SlidingWindow, names, parse, presets
+from hf_longctx.patterns.base import REGISTRY
 
 
 @pytest.fixture
@@ -36,10 +37,42 @@ def test_as_a_module():
 
 def test_patterns_draws_all_and_one(run):
     document = json.loads(run("patterns", "--json")[1])
-    assert {p["text"].split(":")[0] for p in document["patterns"]} == set(names())
-    one = json.loads(run("patterns", "window:2+global:1", "--size", "4", "--json")[1])["patterns"]
-    assert one == [{"text": "window:2+global:1", "share": 0.9, "grid": ["# . . .", "# # . .", "# # # .", "# . # #"]}]
+    assert {p["text"].split(":")[0] for p in document["pictures"]} == set(names())
+    listed = {p["name"]: p for p in document["patterns"]}
+    assert set(listed) == {*names(), *presets()}
+    assert listed["window"]["shares"]["4096"] == SlidingWindow(1024).count(4096) / Full().count(4096)
+    assert (listed["window"]["keeps"], listed["strided"]["keeps"]) == (1023, None)
+    one = json.loads(run("patterns", "window:2+global:1", "--size", "4", "--json")[1])["pictures"][0]
+    assert one["grid"] == ["# . . .", "# # . .", "# # # .", "# . # #"]
+    assert (one["active"], one["causal"], one["caption"]) == (9, 10, "9 of 16 cells, 1.1x fewer than causal")
     assert "window:2" in run("patterns", "window:2")[1]
+    drawn, table = run("patterns", "--draw")[1], run("patterns")[1]
+    assert all(name in drawn and name in table for name in names())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".html"])
+def test_the_gallery_is_written(suffix, tmp_path, run):
+    path = tmp_path / f"gallery{suffix}"
+    assert run("patterns", "--out", str(path))[0] == 0
+    data = path.read_bytes()
+    if suffix == ".png":
+        assert data.startswith(b"\x89PNG")
+    else:
+        for name in names():
+            assert f"<code>{name}".encode() in data
+        assert b"of 576 cells" in data
+        assert b"http" not in data
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_every_pattern_says_what_it_is():
+    """A pattern of ours has a rule, a paper and a usual size; one of a user's needs none of it."""
+    for name, cls in REGISTRY.items():
+        if cls.__module__.startswith("hf_longctx."):
+            assert cls.sees
+            assert "arXiv" in cls.source
+            assert str(parse(cls.typical)) == cls.typical
+            assert cls.name == name
 
 
 def test_env_and_models(run):
@@ -75,6 +108,7 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(tmp_path, run):
         (("describe", "{nowhere}"), "cannot be loaded"),
         (("patterns", "window:x"), "whole number"),
         (("patterns", "--size", "0"), "at least 1"),
+        (("patterns", "--out", "gallery.svg"), "must end in .png or .html"),
         (("report", "{nowhere}"), "nowhere"),
         (("rope", "{model}", "--rope", "yarrn:4"), "did you mean 'yarn'"),
         (("needle", "{model}", "--lengths", "1x"), "1x"),

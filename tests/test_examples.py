@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = {
     "how_far_does_it_see.py": ["--lengths", "300", "--depths", "2"],
-    "my_own_pattern.py": [],
+    "add_your_own_pattern.py": [],
+    "patch_in_a_notebook.py": [],
 }
 
 

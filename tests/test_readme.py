@@ -14,6 +14,9 @@ import pytest
 from hf_longctx.hf.loading import DEMO
 from hf_longctx.hf.loading import resolve as resolve_model
 
+# One process for all: later commands read what earlier ones wrote.
+pytestmark = pytest.mark.xdist_group("readme")
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SMALL = {"--lengths": "256", "--depths": "1"}

@@ -39,17 +39,30 @@ def render(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     Raises:
         ImportError: jinja2 is not installed.
     """
+    return fill("report.html.j2", **view(summary, rows))
+
+
+def fill(name: str, **values: Any) -> str:
+    """Fill a template of this package; all values are escaped.
+
+    Args:
+        name: file name of the template.
+        **values: what it shows; the style sheet comes as `css`.
+
+    Raises:
+        ImportError: jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
-        raise ImportError('report.html needs jinja2: pip install "hf_longctx[report]"') from error
+        raise ImportError('a page needs jinja2: pip install "hf_longctx[report]"') from error
     templates = files("hf_longctx.measure").joinpath("templates")
-    source = templates.joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = templates.joinpath(name).read_text(encoding="utf-8")
     # The style sheet is ours, the one text that is not escaped.
     css = Markup(templates.joinpath("report.css").read_text(encoding="utf-8"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(css=css, **view(summary, rows))
+    return environment.from_string(source).render(css=css, **values)
 
 
 def view(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

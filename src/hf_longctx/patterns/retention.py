@@ -38,7 +38,7 @@ def most_kept(pattern: Pattern) -> int | None:
     n = max(64, 1 << (2 * int((gone - some)[gone < _FAR].max())).bit_length()) if bool((gone < _FAR).any()) else 64
     while n <= _LONGEST:
         born = torch.arange(n)
-        gone = _first_unseen(pattern, born)
+        gone = _first_unseen(pattern, born, 2 * n)
         lasting = gone >= _FAR
         life = torch.where(lasting, 0, gone - born)
         settled = not bool(lasting[n // 2 :].any()) and int(life.max()) <= n // 2
@@ -51,11 +51,12 @@ def most_kept(pattern: Pattern) -> int | None:
     return None
 
 
-def _first_unseen(pattern: Pattern, born: Tensor) -> Tensor:
-    """The first `now`, after its own position, at which each key is kept no more; `_FAR` where there is none."""
-    low, high = born, torch.full_like(born, _FAR)  # kept at low (or not yet there), not known at high
+def _first_unseen(pattern: Pattern, born: Tensor, within: int = _FAR) -> Tensor:
+    """The first `now`, after its own position, at which each key is kept no more; `_FAR` if not `within` that many."""
+    low, high = born, born + within  # kept at low (or not yet there), not known at high
+    lasting = torch.as_tensor(pattern.keeps(born, high)).expand(born.shape)
     while bool((high - low > 1).any()):
         now = (low + high) // 2
         kept = torch.as_tensor(pattern.keeps(born, now)).expand(born.shape)
         low, high = torch.where(kept, now, low), torch.where(kept, high, now)
-    return high
+    return torch.where(lasting, _FAR, high)

@@ -1,6 +1,6 @@
 """Can I write an attention pattern of my own? One class with one method, used like the built-in ones.
 
-python examples/my_own_pattern.py demo
+python examples/add_your_own_pattern.py demo
 """
 
 import sys
