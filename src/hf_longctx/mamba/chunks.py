@@ -79,7 +79,7 @@ class _Inputs:
     def turns(self, chunk: int) -> Iterator[tuple[slice, _Inputs]]:
         """Batch elements in turns, as few as keep a chunk's tables small; all at once on an accelerator."""
         batch, length, groups, heads, size = self.x.shape
-        q = min(chunk, length)
+        q = max(1, min(chunk, length))
         each = max(1, _TABLE // (groups * heads * q * max(q, size))) if self.x.device.type == "cpu" else batch
         for start in range(0, batch, each):
             rows = slice(start, start + each)
@@ -253,16 +253,17 @@ def _backward_chunk(one: _Chunk, of: _Inputs, into: _Gradients, dy: Tensor, stat
     weights = decay * scores
     d_weights = _heads(dy) @ _heads(one.u).transpose(3, 4)
     d_scores = one.hide((d_weights * decay).sum(2))
-    # Gradients of the logarithms of each decay. A token's own weight does not decay.
-    d_log = d_weights.mul_(weights).tril_(-1)
-    d_sum = d_log.sum(4) - d_log.sum(3)
+    # Gradients of the logarithms of each decay. A token's own weight does not decay. Sums are exact: what one token gets
+    # and another gives must cancel for the steps outside of the two, and a step may be long.
+    d_log, exact = d_weights.mul_(weights).tril_(-1), of.A.dtype
+    d_sum = d_log.sum(4, dtype=exact) - d_log.sum(3, dtype=exact)
 
     # u @ B^T goes into the state, so these are the state's gradient as each token wrote it.
     written = (one.B @ d_state.flatten(2, 3).transpose(2, 3)).unflatten(3, d_state.shape[2:4]).transpose(1, 2)
     written = written * one.leave
     entered = dy * one.enter
     leaving = one.u * one.leave
-    d_leave = (written * one.u).sum(4)
+    d_leave = (written * one.u).sum(4).to(exact)
     d_sum += ((entered * one.read_state(state)).sum(4) - d_leave).permute(0, 2, 3, 1)
     d_whole = (d_state * state).sum((3, 4)) * one.whole[..., 0, 0]
     d_sum[..., -1] += d_leave.sum(1) + d_whole

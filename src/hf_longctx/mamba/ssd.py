@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+
 import torch
 from torch import Tensor
 
@@ -110,6 +111,8 @@ def ssd_step(
     True
     """
     checks.step(state, x, dt, A, B, C, D)
+    if x.is_cuda and state.dtype == torch.float32 and kernels.misfit(x, B) is None:
+        return kernels.step(state, x, dt, A, B, C, D)
     batch, heads, size, n = state.shape
     groups = B.shape[1]
     dtype = state.dtype
