@@ -1,8 +1,8 @@
 """Compares `kernels` with the torch path in triton's interpreter, on a CPU. Run by test_kernels.py in its own process,
 with TRITON_INTERPRET=1.
 
-mamba_ssm's Python files are enough (its package needs compiled parts, so its `__init__` is passed over). The interpreter
-cannot tell which configuration is fastest, so each kernel gets its first, and a CUDA device is pretended to exist.
+mamba_ssm's Python files are enough (its package needs compiled parts, so its `__init__` is passed over). The
+interpreter cannot tell which configuration is fastest, so each kernel gets its first, and a CUDA device is made up.
 """
 
 from __future__ import annotations

@@ -22,9 +22,7 @@ def test_equal_rates_make_it_heads_of_one(segments):
     of, D, state = arguments(2, 40, heads=6, size=1, groups=2, n=5), torch.randn(6), torch.randn(2, 6, 1, 5)
     expected, last = reference.ssd(**of, D=D, initial_state=state, segments=segments)
     narrow = of | {"x": of["x"][..., 0], "A": of["A"][:, None].expand(-1, 5)}
-    y, final = selective_scan(
-        **narrow, D=D, initial_state=state[:, :, 0], segments=segments, return_final_state=True
-    )
+    y, final = selective_scan(**narrow, D=D, initial_state=state[:, :, 0], segments=segments, return_final_state=True)
     torch.testing.assert_close((y, final), (expected[..., 0].float(), last[:, :, 0].float()), **CLOSE)
 
 

@@ -21,10 +21,10 @@ def ssd(
 ) -> None:
     """Raise unless the arguments of `ssd` fit together, naming the first that does not."""
     _floats({"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "initial_state": initial_state}, x, "BC")
-    batch, length, heads, size = _shape("x", x, "batch, length, heads, head size")
+    batch, length, heads, size = _shape("x", x, "batch", "length", "heads", "head size")
     _same("dt", dt, (batch, length, heads), "one step size for each token and head")
     _same("A", A, (heads,), "one rate for each head of x")
-    groups, n = _shape("B", B, "batch, length, groups, state size")[2:]
+    groups, n = _shape("B", B, "batch", "length", "groups", "state size")[2:]
     _same("B", B, (batch, length, groups, n), "with the batch and length of x")
     _same("C", C, (batch, length, groups, n), "the shape of B")
     _groups(heads, groups, "heads")
@@ -51,9 +51,9 @@ def selective_scan(
 ) -> None:
     """Raise unless the arguments of `selective_scan` fit together, naming the first that does not."""
     _floats({"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "initial_state": initial_state}, x, "BC")
-    batch, length, channels = _shape("x", x, "batch, length, channels")
+    batch, length, channels = _shape("x", x, "batch", "length", "channels")
     _same("dt", dt, (batch, length, channels), "the shape of x")
-    groups, n = _shape("B", B, "batch, length, groups, state size")[2:]
+    groups, n = _shape("B", B, "batch", "length", "groups", "state size")[2:]
     _same("A", A, (channels, n), "channels of x, state size of B")
     _same("B", B, (batch, length, groups, n), "with the batch and length of x")
     _same("C", C, (batch, length, groups, n), "the shape of B")
@@ -69,7 +69,7 @@ def selective_scan(
 def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> None:
     """Raise unless the arguments of `ssd_step` fit together, naming the first that does not."""
     _floats({"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D}, state)
-    batch, heads, size, n = _shape("state", state, "batch, heads, head size, state size")
+    batch, heads, size, n = _shape("state", state, "batch", "heads", "head size", "state size")
     if state.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"state has dtype {state.dtype}: it must be float32 or float64, as `ssd` returns it")
     if not state.is_contiguous():
@@ -77,7 +77,7 @@ def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
     _same("x", x, (batch, heads, size), "batch, heads and head size of state")
     _same("dt", dt, (batch, heads), "one step size for each head of x")
     _same("A", A, (heads,), "one rate for each head of x")
-    groups = _shape("B", B, "batch, groups, state size")[1]
+    groups = _shape("B", B, "batch", "groups", "state size")[1]
     _same("B", B, (batch, groups, n), "with the batch and state size of state")
     _same("C", C, (batch, groups, n), "the shape of B")
     _groups(heads, groups, "heads")
@@ -100,26 +100,28 @@ def signs(dt: Tensor, A: Tensor) -> None:
 def _floats(named: dict[str, Tensor | None], first: Tensor, same: str = "") -> None:
     """Raise unless all are floating tensors on one device, those named in `same` in the dtype of `first`."""
     lead = next(iter(named))
+    device = first.device if isinstance(first, Tensor) else None
     for name, t in named.items():
         if t is None and name in ("D", "initial_state"):
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} is {type(t).__name__}: it must be a tensor")
-        if not t.is_floating_point():
+        if not t.dtype.is_floating_point:
             raise TypeError(f"{name} has dtype {t.dtype}: it must be floating point, such as torch.float32")
-        if t.device != first.device:
-            raise ValueError(f"{name} is on {t.device}, but {lead} is on {first.device}: move it there")
+        if t.device != device:
+            raise ValueError(f"{name} is on {t.device}, but {lead} is on {device}: move it there")
         if name in same and t.dtype != first.dtype:
             raise ValueError(f"{name} has dtype {t.dtype}, but {lead} has {first.dtype}: convert it to the same")
 
 
-def _shape(name: str, t: Tensor, axes: str) -> torch.Size:
+def _shape(name: str, t: Tensor, *axes: str) -> torch.Size:
     """The shape of `t`, which must have these axes; all but batch and length at least 1."""
-    if t.dim() != len(axes.split(", ")):
-        raise ValueError(f"{name} has shape {tuple(t.shape)}: it must be ({axes})")
-    if 0 in t.shape[1 + ("length" in axes) :]:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}: only batch and length may be 0 in ({axes})")
-    return t.shape
+    shape = t.shape
+    if len(shape) != len(axes):
+        raise ValueError(f"{name} has shape {tuple(shape)}: it must be ({', '.join(axes)})")
+    if 0 in shape and 0 in shape[1 + ("length" in axes) :]:
+        raise ValueError(f"{name} has shape {tuple(shape)}: only batch and length may be 0 in ({', '.join(axes)})")
+    return shape
 
 
 def _same(name: str, t: Tensor, shape: tuple[int, ...], why: str) -> None:

@@ -4,15 +4,16 @@ Within a chunk the scan is masked linear attention, between chunks it is a recur
 arXiv 2405.21060, section 6). Only one chunk's intermediates exist at a time, so extra memory does not grow with the
 length. Backward keeps the state once in sqrt(chunks) chunks and recomputes the rest.
 
-Shapes: b batch, q tokens of a chunk, g groups that share B and C, r heads of a group, p head size, n state size. B and C
-are never expanded to heads: the r heads of a group are rows of one matrix product. Every exponent is a difference of sums
-of dt * A, taken in float64 and at most 0 before it is exponentiated.
+Shapes: b batch, q tokens of a chunk, g groups that share B and C, r heads of a group, p head size, n state size. B and
+C are never expanded to heads: the r heads of a group are rows of one matrix product. Every exponent is a difference of
+sums of dt * A, taken in float64 and at most 0 before it is exponentiated.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +49,10 @@ def working(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """No autocast where x is: the scan sees to its own dtypes."""
-    return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,25 +238,21 @@ def _backward(of: _Inputs, into: _Gradients, dy: Tensor, d_state: Tensor, chunk:
                 _Chunk.read(of, start, start + chunk).write(state)
         for start in reversed(starts):
             stop = min(start + chunk, length)
-            here = _Gradients(
-                *(t[:, start:stop] for t in (into.x, into.dt)),
-                into.A,
-                *(t[:, start:stop] for t in (into.B, into.C)),
-                into.D,
-            )
+            dx, ddt, dB, dC = (t[:, start:stop] for t in (into.x, into.dt, into.B, into.C))
+            here = _Gradients(dx, ddt, into.A, dB, dC, into.D)
             _backward_chunk(
                 _Chunk.read(of, start, stop), of, here, dy[:, start:stop].to(d_state.dtype), states.pop(), d_state
             )
 
 
 def _backward_chunk(one: _Chunk, of: _Inputs, into: _Gradients, dy: Tensor, state: Tensor, d_state: Tensor) -> None:
-    """One chunk: `state` is what it was given, `d_state` (in place) the gradient of what it passed on, then of that."""
+    """One chunk, which was given `state`; `d_state` is the gradient of what it passed on, and becomes that of `state`."""
     decay, scores = one.decay(), one.scores()
     weights = decay * scores
     d_weights = _heads(dy) @ _heads(one.u).transpose(3, 4)
     d_scores = one.hide((d_weights * decay).sum(2))
-    # Gradients of the logarithms of each decay. A token's own weight does not decay. Sums are exact: what one token gets
-    # and another gives must cancel for the steps outside of the two, and a step may be long.
+    # Gradients of the logarithms of each decay. A token's own weight does not decay. Sums are exact: what one token
+    # gets and another gives must cancel for the steps outside of the two, and a step may be long.
     d_log, exact = d_weights.mul_(weights).tril_(-1), of.A.dtype
     d_sum = d_log.sum(4, dtype=exact) - d_log.sum(3, dtype=exact)
 

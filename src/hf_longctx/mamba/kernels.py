@@ -43,6 +43,11 @@ def misfit(x: Tensor, B: Tensor, chunk: int | None = None) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _kernel(index: int) -> Any:
+    """The scan or the step, which `misfit` has found."""
+    return _found()[index]
+
+
 def scan(
     x: Tensor,
     dt: Tensor,
@@ -55,7 +60,7 @@ def scan(
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
     """What `chunks.scan` computes, by mamba_ssm."""
-    y, final = _found()[0](
+    y, final = _kernel(0)(
         x,
         dt.float(),
         A.float(),
@@ -73,7 +78,7 @@ def scan(
 def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
     """What `ssd_step` computes, by mamba_ssm. Its heads share one rate, which it knows by strides of 0."""
     heads, size, n = state.shape[1:]
-    return _found()[1](
+    return _kernel(1)(
         state,
         x,
         dt.float()[..., None].expand(-1, -1, size),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.mamba import checks
+from hf_longctx.mamba.chunks import full_precision, working
 
 
 def selective_scan(
@@ -22,8 +23,8 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The scan of Mamba-1 (Gu and Dao 2023, arXiv 2312.00752, algorithm 2), where each channel forgets at n rates.
 
-    For each channel: state <- exp(dt A) state + dt x B, then y = state . C + D x. With A equal along n, each channel is
-    a head of size 1 of `ssd`. A loop over tokens, for reference and for tests: differentiable, and slow.
+    For each channel: state <- exp(dt A) state + dt x B, then y = state . C + D x. With A equal along n, each channel
+    is a head of size 1 of `ssd`. A loop over tokens, for reference and for tests: differentiable, and slow.
 
     Args:
         x: (b, l, d), any floating dtype.
@@ -48,10 +49,10 @@ def selective_scan(
     torch.Size([1, 5, 4])
     """
     checks.selective_scan(x, dt, A, B, C, D, initial_state, segments)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = working(x.dtype)
     (batch, length, channels), (groups, n) = x.shape, B.shape[2:]
     split = (groups, channels // groups)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         u, steps = (dt.to(dtype) * x.to(dtype)).unflatten(2, split), dt.to(dtype).unflatten(2, split)
         rates = A.to(dtype).unflatten(0, split)
         if initial_state is None:

@@ -33,8 +33,9 @@ def ssd(
     """State-space duality, the scan of Mamba-2 (Dao and Gu 2024, arXiv 2405.21060), chunk by chunk. Differentiable.
 
     For each head: state <- exp(dt A) state + dt x B^T, then y = state C + D x. Time is linear in l, and extra memory,
-    beside the result, does not depend on it. Splitting a sequence anywhere and handing the final state on gives the same
-    result. A token with dt 0 leaves the state as it was: set dt to 0 at padding, on any side. Its own y means nothing.
+    beside the result, does not depend on it. Splitting a sequence anywhere and handing the final state on gives the
+    same result. A token with dt 0 leaves the state as it was: set dt to 0 at padding, on any side. Its own y means
+    nothing.
 
     Args:
         x: (b, l, h, p) values, any floating dtype.
@@ -114,20 +115,20 @@ def ssd_step(
     if x.is_cuda and state.dtype == torch.float32 and kernels.misfit(x, B) is None:
         return kernels.step(state, x, dt, A, B, C, D)
     batch, heads, size, n = state.shape
-    groups = B.shape[1]
-    dtype = state.dtype
-    out, x, B, C = x.dtype, x.to(dtype), B.to(dtype), C.to(dtype)
+    groups, out = B.shape[1], x.dtype
+    if not (state.dtype == out == B.dtype == C.dtype == dt.dtype == A.dtype):
+        x, dt, A, B, C = (t.to(state.dtype) for t in (x, dt, A, B, C))
     # A group's heads are rows of one matrix, so B and C serve them all without being repeated.
     rows = state.view(batch * groups, -1, n)
+    u = x * dt[..., None]
     with chunks.full_precision(x):
-        state.mul_((dt.to(dtype) * A).exp_()[..., None, None])
-        u = (x * dt[..., None]).to(dtype)
+        state.mul_((dt * A).exp_().view(batch, heads, 1, 1))
         rows.addcmul_(u.reshape(batch * groups, -1, 1), B.reshape(batch * groups, 1, n))
         # A row times a matrix: torch's batched product is several times slower for a matrix times a column.
         y = torch.bmm(C.reshape(batch * groups, 1, n), rows.transpose(1, 2)).view(batch, heads, size)
         if D is not None:
-            y = y.addcmul_(x, D.to(dtype).view(heads, -1))
-    return y.to(out)
+            y.addcmul_(x, D.view(heads, -1))
+    return y if out == y.dtype else y.to(out)
 
 
 def check_backend(backend: str) -> None:
