@@ -246,7 +246,7 @@ def _backward(of: _Inputs, into: _Gradients, dy: Tensor, d_state: Tensor, chunk:
 
 
 def _backward_chunk(one: _Chunk, of: _Inputs, into: _Gradients, dy: Tensor, state: Tensor, d_state: Tensor) -> None:
-    """One chunk, which was given `state`; `d_state` is the gradient of what it passed on, and becomes that of `state`."""
+    """One chunk, which was given `state`; `d_state`, the gradient of what it passed on, becomes that of `state`."""
     decay, scores = one.decay(), one.scores()
     weights = decay * scores
     d_weights = _heads(dy) @ _heads(one.u).transpose(3, 4)
