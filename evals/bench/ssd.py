@@ -77,7 +77,7 @@ def main() -> None:
                 f"{number(row['seconds'].get(p), '14.5f')} {number(row['extra_mib'].get(p), '7.1f')}"
                 for p in args.peers
             ]
-            print(f"{length:7} {state:5} {' '.join(cells)}   {number(row['over_transformers'], '.1f')}x", flush=True)
+            print(f"{length:7} {state:5} {' '.join(cells)}   {number(row['over_transformers'], '8.1f')}x", flush=True)
             left = [p for p in left if row["seconds"].get(p, 0) <= args.patience]
     steps = []
     print(f"\n{'batch':>7} {'state':>5} {'ours us':>14} {'transformers us':>22}   speed-up of one decoded token")
@@ -108,9 +108,14 @@ def measure(length: int, state: int, names: list[str], args: argparse.Namespace)
         "seconds": seconds,
         "extra_mib": extra,
         "over_transformers": seconds["transformers"] / seconds["ours"] if compared else None,
-        "largest_difference": float((runs["ours"]() - runs["transformers"]()).abs().max()) if compared else None,
+        "largest_difference": difference(runs) if compared else None,
         "all_seconds": times,
     }
+
+
+def difference(runs: dict[str, Callable[[], torch.Tensor]]) -> float:
+    """The largest difference between our output and that of transformers."""
+    return float((runs["ours"]().detach() - runs["transformers"]().detach()).abs().max())
 
 
 def peers(length: int, state: int, args: argparse.Namespace) -> dict[str, Callable[[], torch.Tensor]]:
