@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
 from hf_longctx.attention import attend
 from hf_longctx.patterns import Block, Pattern, SlidingWindow, gallery, parse
 from hf_longctx.patterns.geometry import Own, disjoint
 from hf_longctx.patterns.tiles import lower
+from peak import Peak
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -149,29 +149,6 @@ def test_tiles_hold_every_pair_once(pattern, row, rows, key, keys):
                 held[r[:, None], k] += one
     q, k = torch.arange(row, row + rows)[:, None], torch.arange(key, key + keys)
     assert torch.equal(held, (pattern.allows(q, k) & (k <= q)).long())
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes of live storages made inside, those of `given` left out, and the largest single one."""
-
-    def __init__(self, *given: torch.Tensor) -> None:
-        super().__init__()
-        self.given = {x.untyped_storage()._cdata for x in given}
-        self.live: dict[int, tuple[object, int]] = {}
-        self.peak = self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        import weakref
-
-        result = function(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.given:
-                storage = x.untyped_storage()
-                self.live[storage._cdata] = (weakref.ref(storage), storage.nbytes())
-                self.largest = max(self.largest, storage.nbytes())
-        self.live = {c: (ref, size) for c, (ref, size) in self.live.items() if ref() is not None}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
-        return result
 
 
 @pytest.mark.parametrize("train", [False, True])
