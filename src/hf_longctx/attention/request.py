@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_longctx.patterns import Pattern
+from hf_longctx.patterns import Pattern, parse
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,22 @@ class Request:
     def sizes(self) -> tuple[int, int] | None:
         """Both head sizes, where they are known."""
         return None if self.head_dim is None or self.value_dim is None else (self.head_dim, self.value_dim)
+
+
+def one_pattern(pattern: Pattern | str) -> Pattern:
+    """The pattern of one layer, from an object or its text form.
+
+    Raises:
+        TypeError: it is no pattern, or one that differs by layer.
+    """
+    if isinstance(pattern, str):
+        parsed = parse(pattern)
+        if isinstance(parsed, Pattern):
+            return parsed
+        raise TypeError(f"pattern is {pattern!r}, which differs by layer: give the pattern of one layer")
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern is {pattern!r}: it must be a pattern such as SlidingWindow(1024), or its text form")
+    return pattern
 
 
 def spelled(dtypes: tuple[torch.dtype, ...]) -> str:
