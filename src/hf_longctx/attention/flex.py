@@ -200,7 +200,7 @@ def _fixed(x: Tensor) -> Tensor:
     """
     if x.device.type != "cpu":
         return x
-    x = pad(x, (0, (1 << max(12, (len(x) - 1).bit_length())) - len(x)))
+    x = pad(x, (0, (1 << max(15, (len(x) - 1).bit_length())) - len(x)))
     torch._dynamo.mark_static(x)
     return x
 
