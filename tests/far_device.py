@@ -1,8 +1,8 @@
 """A GPU made of CPU memory: finds tensors left on the wrong device, and kernels called in a way CUDA refuses.
 
-Tensors made for the device "meta" inside `FarDevice` say that they are there, and hold CPU memory ("cuda" itself cannot
-be named where torch has none). An operator that mixes them with tensors of the CPU raises, as it would on a GPU. The
-CUDA kernels of `attention/kernels.py` are emulated in float64, with the checks that the real ones make.
+Tensors made for the device "meta" inside `FarDevice` say that they are there, and hold CPU memory ("cuda" itself
+cannot be named where torch has none). An operator that mixes them with tensors of the CPU raises, as it would on a
+GPU. The CUDA kernels of `attention/kernels.py` are emulated in float64, with the checks that the real ones make.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _forward(q, k, v, bias, cu_q, cu_k, most_q, most_k, dropout, kind, keep, *, 
     return out, full, seed, seed, q.shape[1], k.shape[1]
 
 
-def _backward(grad, q, k, v, bias, out, cu_q, cu_k, most_q, most_k, lse, dropout, seed, offset, kind, wanted, *, scale):
+def _backward(
+    grad, q, k, v, bias, out, cu_q, cu_k, most_q, most_k, lse, dropout, seed, offset, kind, wanted, *, scale
+):
     assert (cu_q, cu_k, dropout, wanted) == (None, None, 0.0, False)
     assert (most_q, most_k) == (q.shape[1], k.shape[1])
     _check(q, k, v, bias)

@@ -1,6 +1,5 @@
 """The flex backend: block masks exact and shared, nothing compiled twice, and what is refused."""
 
-
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -201,5 +200,3 @@ def test_values_of_another_head_size(eager_flex):
     q, v = torch.randn(1, 2, 150, 8), torch.randn(1, 2, 150, 5)
     got, want = (attend(q, q, v, SlidingWindow(20), backend=b) for b in ("flex", "reference"))
     assert error(got, want) < 2e-6
-
-

@@ -48,8 +48,8 @@ def attend(
         pattern: a pattern, or its text form such as `window:1024+global:4`.
         scale: factor on the scores, 1/sqrt(D) if None.
         backend: how to compute it: `auto`, `reference` (float32, slow, for tests), `dense` (one call under a mask),
-            `tiled` (cost follows the visible pairs), `flex` (FlexAttention; on the CPU forward only) or `flash` (a CUDA
-            kernel, for windows and full attention). A name given is never replaced by another.
+            `tiled` (cost follows the visible pairs), `flex` (FlexAttention; on the CPU forward only) or `flash` (a
+            CUDA kernel, for windows and full attention). A name given is never replaced by another.
         valid: (B, Lk) bool, False for padding.
         segments: (B, Lk) integer ids of packed documents: each maximal run of equal ids is a document.
         layer: index of the layer, for patterns that depend on it.
@@ -108,9 +108,11 @@ def _attend(
         backends.check(backend, request)
         compute = ATTEND[backend]
     else:
-        for chosen, reason in backends.preferred(request, layout.keys, layout.queries):
-            if chosen != "flash" or flash.misplaced(layout, len(query)) is None:
-                break
+        chosen, reason = next(
+            (name, why)
+            for name, why in backends.preferred(request, layout.keys, layout.queries)
+            if name != "flash" or flash.misplaced(layout, len(query)) is None
+        )
         _announce(str(pattern), chosen, reason)
         few = layout.queries <= min(decode.FEW, layout.keys - 1)
         compute = decode.attend if few and chosen == "dense" else ATTEND[chosen]

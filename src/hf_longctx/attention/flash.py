@@ -69,7 +69,9 @@ class _Packed:
 def cannot(request: Request) -> str | None:
     """Why the kernel cannot compute this, and what can; None if it can."""
     if request.device.type != "cuda":
-        return f"it needs a CUDA device, and the tensors are on {request.device.type}; move them to one, or use 'tiled'"
+        return (
+            f"it needs a CUDA device, and the tensors are on {request.device.type}; move them to one, or use 'tiled'"
+        )
     if request.dtype not in DTYPES:
         return f"it takes {spelled(DTYPES)}, not {spelled((request.dtype,))}; use 'tiled' or 'dense'"
     if window_of(request.pattern) is None:

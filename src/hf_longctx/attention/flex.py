@@ -2,8 +2,8 @@
 
 The block mask names the full and the partial blocks of 128 x 128 pairs. The inside of a partial block is looked up,
 never computed: equal blocks share one table of 128 x 128 bits, and the mask function only reads tables. So the
-compiled code knows no pattern, layer, head or padding; a new one needs a new block mask and no compilation. Lengths are
-symbolic in it, so that a longer input compiles nothing either.
+compiled code knows no pattern, layer, head or padding; a new one needs a new block mask and no compilation. Lengths
+are symbolic in it, so that a longer input compiles nothing either.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 They return the log-sum-exp of each row, and their backward accepts one. That lets partial results be merged exactly,
 forward and backward (Dao 2023, arXiv 2307.08691, section 3.1). On the CPU it is
-`aten::_scaled_dot_product_flash_attention_for_cpu`. On CUDA it is `aten::_efficient_attention_forward` (Rabe and Staats
-2021, arXiv 2112.05682, section 2): unlike the flash operators there it takes a mask, and float32. CUDA's wishes are all
-met here: layout (B, rows, H, D), strides and head sizes in multiples of 8, a mask in the query's dtype, and a
-log-sum-exp filled up to 32 rows.
+`aten::_scaled_dot_product_flash_attention_for_cpu`. On CUDA it is `aten::_efficient_attention_forward` (Rabe and
+Staats 2021, arXiv 2112.05682, section 2): unlike the flash operators there it takes a mask, and float32. CUDA's wishes
+are all met here: layout (B, rows, H, D), strides and head sizes in multiples of 8, a mask in the query's dtype, and a
+log-sum-exp filled up to 32 rows. That path has not yet run on a GPU.
 """
 
 from __future__ import annotations

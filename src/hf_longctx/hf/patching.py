@@ -200,9 +200,7 @@ def _check_attention(model: Any, layers: list[LayerPlan], backend: str) -> None:
                 f"layer {layer.index} of {name} is not causal: attention patterns are for causal models only"
             )
         size = getattr(module, "head_dim", None)
-        check_backend(
-            layer.pattern, backend, device=model.device, dtype=model.dtype, head_dim=size, value_dim=size
-        )
+        check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype, head_dim=size, value_dim=size)
 
 
 def _switch(model: Any) -> Implementation:
