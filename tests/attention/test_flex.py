@@ -49,6 +49,20 @@ def test_block_masks_hold_exactly_what_is_seen(case: Case):
         assert (kept is None and not bool(whole.any())) or torch.equal(kept.expand(whole.shape), whole)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_heads_of_a_group_share_what_other_heads_do_not(eager_flex, padded):
+    """A pattern by head under grouped queries: every head, and every row of the batch, finds its own table."""
+    rng = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 6, 257, 8, generator=rng), torch.randn(2, 2, 257, 8, generator=rng)
+    where = {"valid": torch.arange(257) >= torch.tensor([[0], [90]])} if padded else {}
+    case = Case(q, k, k, parse("random:2,16+window:3"), where)
+    mask = flex.block_mask(case.pattern, Layout.of(257, 257, **where), CPU, heads=range(2), group=3)
+    got = held(mask, Layout.of(257, 257, **where), 2)
+    assert torch.equal(got.expand(2, -1, -1, -1), case.seen.repeat_interleave(3, 1))
+    got, want = (attend(q, k, k, case.pattern, backend=b, **where) for b in ("flex", "reference"))
+    assert error(got, want) < 2e-6
+
+
 @given(cases(patterns(), lengths=(1, 2, 31, 97, 257)))
 @example(Case(*(torch.randn(1, 2, 9, 8) for _ in range(3)), Odd()))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
