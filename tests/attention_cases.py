@@ -186,7 +186,7 @@ def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 def gradients(out: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients under a fixed random weighting of the output, the same for every dtype."""
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.device, out.dtype)
     return torch.autograd.grad(out, inputs, weight)
 
 

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import hf_longctx as lc
 from families import FAMILIES, build
+from hf_longctx.attention import BACKENDS, flash, flex
 from hf_longctx.cli import main
+from hf_longctx.cli.env import _backend
 from hf_longctx.patterns import Full, SlidingWindow, names, parse, presets
 from hf_longctx.patterns.base import REGISTRY
 
@@ -75,10 +78,26 @@ def test_every_pattern_says_what_it_is():
             assert cls.name == name
 
 
-def test_env_and_models(run):
+def test_env(run):
     document = json.loads(run("env", "--json")[1])
     assert document["backends"]["auto"].startswith("usable")
     assert "needs a CUDA device" in document["backends"]["flash"]
+    assert set(document["backends"]) == set(BACKENDS)
+    assert document["backends"]["tiled"] == "usable on cpu"
+    assert {"flex", "triton", "flash-attn"} <= set(document["optional"])
+
+
+def test_env_knows_forward_only_and_what_is_missing(monkeypatch):
+    """Both are asked of the backends themselves."""
+    assert _backend("flex", torch.device("cpu")) == "usable on cpu, forward only"
+    monkeypatch.setattr(flex, "_no_compiler", lambda device: "there is no compiler")
+    assert "there is no compiler" in _backend("flex", torch.device("cuda"))
+    monkeypatch.setattr(flash, "_no_kernel", lambda device: None)
+    monkeypatch.setattr(flash, "_kernel", lambda device: flash._Kernel("some kernel", lambda *_: _))
+    assert _backend("flash", torch.device("cuda")) == "usable on cuda by some kernel"
+
+
+def test_models(run):
     assert set(json.loads(run("models", "--json")[1])["tested"]) >= {"Llama", "Gemma 3"}
 
 

@@ -1,4 +1,4 @@
-"""Every pattern x family x way of running: equal to the stock eager model given the pattern as a dense 4-D mask."""
+"""The contract: pattern x backend x family x case equals the stock eager model under the pattern as a dense mask."""
 
 from __future__ import annotations
 
@@ -6,122 +6,68 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+import flash_emulation
 import hf_longctx as lc
+from contract import CASES, LENGTH, PATTERNS, expected, positions, run, single_patterns
 from families import FAMILIES, build, dense, padding, tokens
-from hf_longctx.attention import BACKENDS, check_backend
-from hf_longctx.patterns import Full, Global, Heads, Layers, SlidingWindow, gallery
+from hf_longctx.attention import BACKENDS, backends, check_backend, flash
+from hf_longctx.patterns import Full, Global, SlidingWindow
 
-LENGTH = 40
-BATCH = 3
-
-#: Every registered pattern (joined with a window where a row could see nothing, which eager attention cannot do), and
-#: what patterns are made into.
-PATTERNS = {name: pattern | SlidingWindow(1) for name, pattern in gallery()} | {
-    "full": Full(),
-    "window": SlidingWindow(6),
-    "streaming": SlidingWindow(6) | Global(2),
-    "heads": Heads([SlidingWindow(4), Full()]),
-    "layers": Layers({"0,-1": Full(), "*": SlidingWindow(5) | Global(1)}),
-    "some_layers": Layers({"1": SlidingWindow(4)}),
-}
-EVERYWHERE = [(p, f) for p in PATTERNS for f in FAMILIES]
+#: Those whose kernel is stood in for on the CPU: FlexAttention by its own dense formula, flash by an emulation.
+STAND_INS = ("flex", "flash")
 
 
-def oracle(family: str, pattern, ids, mask):
-    """Logits (B, L, V) of the stock eager model under dense masks."""
-    model = build(family, attention="eager")
-    with torch.no_grad(), dense(model, pattern, mask):
-        return model(ids, attention_mask=mask, position_ids=positions(mask)).logits
-
-
-def positions(mask):
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def check(logits, expected, mask):
-    real = mask.bool()
-    torch.testing.assert_close(logits[real], expected[real], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("side", ["none", "left", "right", "inner"])
-@pytest.mark.parametrize(("name", "family"), EVERYWHERE)
-def test_prefill(name, family, side):
-    """One forward over padded rows."""
-    ids, mask = tokens(BATCH, LENGTH), padding(side, BATCH, LENGTH)
-    expected = oracle(family, PATTERNS[name], ids, mask)
-    model = lc.patch(build(family), attention=PATTERNS[name])
-    with torch.no_grad():
-        check(model(ids, attention_mask=mask, position_ids=positions(mask)).logits, expected, mask)
-
-
-@pytest.mark.parametrize("chunk", [1, 7])
-@pytest.mark.parametrize(("name", "family"), EVERYWHERE)
-def test_with_a_cache(name, family, chunk):
-    """Token by token, and in chunks on a warm cache, with left padding."""
-    ids, mask = tokens(2, LENGTH), padding("left", 2, LENGTH)
-    expected = oracle(family, PATTERNS[name], ids, mask)
-    model = lc.patch(build(family), attention=PATTERNS[name])
-    cache, parts = DynamicCache(config=model.config), []
-    with torch.no_grad():
-        for start in range(0, LENGTH, chunk):
-            stop = min(start + chunk, LENGTH)
-            parts.append(
-                model(
-                    ids[:, start:stop],
-                    attention_mask=mask[:, :stop],
-                    position_ids=positions(mask)[:, start:stop],
-                    past_key_values=cache,
-                ).logits
-            )
-    check(torch.cat(parts, 1), expected, mask)
-
-
-def usable(pattern, backend: str) -> bool:
-    each = [p for _, p in pattern.plan] if isinstance(pattern, Layers) else [pattern]
+def usable(name: str, backend: str) -> bool:
+    """Whether a backend can do a pattern here, or by its stand-in."""
+    if backend == "flash":
+        return all(flash.window_of(p) is not None for p in single_patterns(name))
     try:
-        for one in each:
+        for one in single_patterns(name):
             check_backend(one, backend, device=torch.device("cpu"), dtype=torch.float32)
     except ValueError:
-        return False
+        return backend in STAND_INS
     return True
 
 
-EXPLICIT = [(p, b) for p in PATTERNS for b in BACKENDS if b != "auto" and usable(PATTERNS[p], b)]
+def matrix():
+    """`auto` in full; of each named backend every pattern, with every other case, and the families in turn."""
+    for i, name in enumerate(PATTERNS):
+        for j, backend in enumerate(b for b in BACKENDS if usable(name, b)):
+            for k, case in enumerate(CASES):
+                for m, family in enumerate(FAMILIES):
+                    rare = backend != "auto" or case in ("static cache", "packed")
+                    if not rare or (m == (i + 3 * j + k) % len(FAMILIES) and (backend == "auto" or (i + j + k) % 2)):
+                        yield pytest.param(name, backend, family, case, id=f"{name}-{backend}-{family}-{case}")
 
 
-def test_the_engine_is_among_the_backends_tested():
-    assert {("streaming", "tiled"), ("full", "tiled"), ("window", "tiled"), ("random", "reference")} <= set(EXPLICIT)
+@pytest.fixture
+def stand_in(request, monkeypatch):
+    """The kernels that need a GPU or a minute of compiling, replaced."""
+    backend = request.node.callspec.params["backend"]
+    if backend == "flex":
+        request.getfixturevalue("eager_flex")
+    if backend == "flash":
+        call = flash._flash_attn(flash_emulation.flash_attn_varlen_func)
+        monkeypatch.setattr(flash, "_kernel", lambda device: flash._Kernel("emulated", call))
+        monkeypatch.setitem(backends._CANNOT, "flash", lambda _: None)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
-@pytest.mark.parametrize(("name", "backend"), EXPLICIT)
-def test_every_backend(name, backend, family):
-    """Each backend by name, padded on the left, in one prefill and in chunks on a warm cache."""
-    ids, mask = tokens(2, LENGTH), padding("left", 2, LENGTH)
-    expected = oracle(family, PATTERNS[name], ids, mask)
+@pytest.mark.parametrize(("name", "backend", "family", "case"), matrix())
+def test_contract(name, backend, family, case, stand_in):
+    """Logits of every real token; see `contract.py` for the cases."""
     model = lc.patch(build(family), attention=PATTERNS[name], backend=backend)
-    for chunk in (LENGTH, 9):
-        cache, parts = DynamicCache(config=model.config), []
-        with torch.no_grad():
-            for start in range(0, LENGTH, chunk):
-                stop = min(start + chunk, LENGTH)
-                step = {"position_ids": positions(mask)[:, start:stop], "past_key_values": cache}
-                parts.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], **step).logits)
-        check(torch.cat(parts, 1), expected, mask)
+    got, (want, real) = run(model, case), expected(family, name, case)
+    torch.testing.assert_close(got[real], want[real], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_static_cache(family):
-    ids, mask = tokens(2, LENGTH), padding("left", 2, LENGTH)
-    pattern = PATTERNS["streaming"]
-    expected = oracle(family, pattern, ids, mask)
-    model = lc.patch(build(family), attention=pattern)
-    cache, parts = StaticCache(config=model.config, max_cache_len=LENGTH + 8), []
-    with torch.no_grad():
-        for start, stop in [(0, 5), (5, 30), *((i, i + 1) for i in range(30, LENGTH))]:
-            step = {"position_ids": positions(mask)[:, start:stop], "past_key_values": cache}
-            parts.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], **step).logits)
-    check(torch.cat(parts, 1), expected, mask)
+def test_every_pair_is_among_those_tested():
+    """Pattern and backend, backend and family, backend and case, pattern and case."""
+    tested = [p.values for p in matrix()]
+    assert {(n, b) for n, b, _, _ in tested} == {(n, b) for n in PATTERNS for b in BACKENDS if usable(n, b)}
+    assert {(b, f) for _, b, f, _ in tested} == {(b, f) for b in BACKENDS for f in FAMILIES}
+    assert {(b, c) for _, b, _, c in tested} == {(b, c) for b in BACKENDS for c in CASES}
+    assert {(n, c) for n, _, _, c in tested} == {(n, c) for n in PATTERNS for c in CASES}
+    assert {b for b in BACKENDS if usable("random", b)} == set(BACKENDS) - {"flash"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -176,24 +122,11 @@ def test_replacing_a_models_own_window(family):
             stop = start + 8
             step = {"position_ids": positions(mask)[:, start:stop], "past_key_values": cache}
             parts.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], **step).logits)
-        check(torch.cat(parts, 1), expected, mask)
+        torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
         cache = model(ids[:, :30], use_cache=True).past_key_values
         assert cache.layers[0].keys.shape[2] == 30
     with pytest.raises(ValueError, match="static cache"):
         model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=64))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_documents_do_not_see_each_other(family):
-    """Position ids that restart mean packed documents, each as if it were alone."""
-    lengths = (9, 14, 17)
-    ids = tokens(1, sum(lengths))
-    model = lc.patch(build(family), attention=SlidingWindow(5) | Global(2))
-    with torch.no_grad():
-        restarts = torch.cat([torch.arange(n) for n in lengths])[None]
-        packed = model(ids, position_ids=restarts, use_cache=False).logits
-        alone = torch.cat([model(part).logits for part in ids.split(lengths, dim=1)], 1)
-    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_positions_that_skip_ahead_are_one_document():

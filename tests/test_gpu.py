@@ -1,4 +1,4 @@
-"""The same contract on CUDA in bfloat16. Skipped without a GPU; not yet run on one."""
+"""The same contract on CUDA in bfloat16, and the operator by itself. Skipped without a GPU; not yet run on one."""
 
 from __future__ import annotations
 
@@ -6,35 +6,84 @@ import pytest
 import torch
 
 import hf_longctx as lc
-from families import FAMILIES, build, dense, padding, tokens
-from test_contract import LENGTH, PATTERNS, positions
+from attention_cases import error, gradients, plain, rounding, seen
+from contract import CASES, PATTERNS, expected, run, single_patterns
+from families import FAMILIES, build, tokens
+from hf_longctx.attention import BACKENDS, attend, check_backend
+from hf_longctx.patterns import Pattern, gallery, parse
 
 pytestmark = pytest.mark.gpu
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+CUDA = torch.device("cuda", 0)
+#: `reference` computes in float32 and stands for itself.
+TESTED = [b for b in BACKENDS if b != "reference"]
 
 
+def can(backend: str, patterns: list[Pattern], dtype: torch.dtype) -> None:
+    """Skip, with the reason, what a backend says it cannot do."""
+    for pattern in patterns:
+        try:
+            check_backend(pattern, backend, device=CUDA, dtype=dtype, needs_grad=True)
+        except ValueError as reason:
+            pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", PATTERNS)
-def test_no_farther_from_float32_than_twice_plain_bfloat16(name, family):
+@pytest.mark.parametrize("backend", TESTED)
+def test_contract(name, backend, family, case):
     """flash-attention's rule: error against float32 at most twice that of eager attention in the same dtype."""
-    ids, mask = tokens(2, LENGTH).cuda(), padding("left", 2, LENGTH).cuda()
-    step = {"attention_mask": mask, "position_ids": positions(mask)}
-    with torch.no_grad():
-        exact = build(family, attention="eager").cuda()
-        with dense(exact, PATTERNS[name], mask):
-            expected = exact(ids, **step).logits
-        plain = build(family, attention="eager").to("cuda", torch.bfloat16)
-        with dense(plain, PATTERNS[name], mask):
-            error = (plain(ids, **step).logits.float() - expected)[mask.bool()].abs().max()
-        model = lc.patch(build(family).to("cuda", torch.bfloat16), attention=PATTERNS[name])
-        got = model(ids, **step).logits.float()
-    assert (got - expected)[mask.bool()].abs().max() <= 2 * error + 1e-3
+    can(backend, single_patterns(name), torch.bfloat16)
+    exact, real = expected(family, name, case, device="cuda")
+    usual, _ = expected(family, name, case, device="cuda", dtype=torch.bfloat16)
+    model = lc.patch(build(family).to("cuda", torch.bfloat16), attention=PATTERNS[name], backend=backend)
+    got = run(model, case).float()
+    assert error(got[real], exact[real]) <= 2 * error(usual.float()[real], exact[real]) + 1e-3
+
+
+#: One of each kind, and the joins that the engine treats apart.
+SOME = [p for _, p in gallery()] + [parse(t) for t in ("window:5+global:2", "window:300+global:4", "bigbird")]
+
+
+@pytest.mark.parametrize("where", ["plain", "left", "segments"])
+@pytest.mark.parametrize("size", [40, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("pattern", SOME, ids=str)
+@pytest.mark.parametrize("backend", TESTED)
+def test_attend_forward_and_backward(backend, pattern, dtype, size, where):
+    """Outputs and each gradient at 700 tokens, under the same rule."""
+    can(backend, [pattern], dtype)
+    rows = keys = 700
+    rng = torch.Generator().manual_seed(0)
+    exact_inputs = [torch.randn(2, h, keys, size, generator=rng).to(CUDA, dtype).float() for h in (4, 2, 2)]
+    at = torch.arange(keys).expand(2, keys)
+    kinds = {
+        "plain": {},
+        "left": {"valid": at >= torch.tensor([[0], [90]])},
+        "segments": {"segments": (at >= 300).long() + (at >= 431)},
+    }
+    mask = seen(pattern, 2, rows, keys, kinds[where], 2).to(CUDA)
+    how = {k: v.to(CUDA) for k, v in kinds[where].items()}
+    inputs = [x.to(dtype).requires_grad_() for x in exact_inputs]
+    exact_inputs = [x.requires_grad_() for x in exact_inputs]
+    exact = attend(*exact_inputs, pattern, backend="reference", **how)
+    usual, out = plain(*inputs, mask), attend(*inputs, pattern, backend=backend, **how)
+    assert out.dtype == dtype
+    assert error(out, exact) <= 2 * error(usual, exact) + rounding(dtype, exact)
+    for got, common, want in zip(
+        *(gradients(o, i) for o, i in ((out, inputs), (usual, inputs), (exact, exact_inputs)))
+    ):
+        assert error(got, want) <= 2 * error(common, want) + 2 * rounding(dtype, want)
 
 
 def test_unpatched_on_another_device():
     model, ids = build("llama"), tokens(1, 20)
     with torch.no_grad():
-        expected = model(ids).logits
+        expected_logits = model(ids).logits
         lc.patch(model, attention="window:8+global:2", rope="yarn:2").cuda()
         model(ids.cuda())
         lc.unpatch(model)
-        torch.testing.assert_close(model(ids.cuda()).logits.cpu(), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(ids.cuda()).logits.cpu(), expected_logits, atol=1e-4, rtol=1e-4)

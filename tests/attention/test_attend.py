@@ -1,12 +1,16 @@
 """The public operator: bad input, and the choice of backend."""
 
+import importlib
 import logging
 
 import pytest
 import torch
 
-from hf_longctx.attention import BACKENDS, attend, choose
-from hf_longctx.patterns import Dilated, Full, Heads, Random, SlidingWindow
+from hf_longctx.attention import BACKENDS, attend, backends, check_backend, choose, flash, flex
+from hf_longctx.patterns import Dilated, Full, Global, Heads, Random, SlidingWindow
+
+# The package gives its function the module's name.
+attend_module = importlib.import_module("hf_longctx.attention.attend")
 
 Q, K = torch.randn(2, 4, 10, 8), torch.randn(2, 2, 12, 8)
 
@@ -15,8 +19,13 @@ Q, K = torch.randn(2, 4, 10, 8), torch.randn(2, 2, 12, 8)
     ("kind", "words", "change"),
     [
         (ValueError, ["backend", "'tilde'", "'tiled'", "reference"], {"backend": "tilde"}),
-        (ValueError, ["flex", "auto"], {"backend": "flex"}),
+        (
+            ValueError,
+            ["flex", "backward on the CPU", "auto"],
+            {"backend": "flex", "query": Q.clone().requires_grad_()},
+        ),
         (ValueError, ["flash", "CUDA", "auto"], {"backend": "flash"}),
+        (ValueError, ["flash", "CUDA", "'tiled'"], {"backend": "flash", "pattern": Heads([Full(), Full()])}),
         (ValueError, ["head size", "8 and 6"], {"backend": "tiled", "value": torch.randn(2, 2, 12, 6)}),
         (TypeError, ["pattern", "42", "SlidingWindow"], {"pattern": 42}),
         (ValueError, ["windw"], {"pattern": "windw:4"}),
@@ -52,10 +61,15 @@ def test_bad_input_is_named(kind, words, change):
         assert word in str(caught.value)
 
 
-def test_a_backend_of_the_list_runs_or_says_why():
-    for backend in BACKENDS:
-        if backend in ("flex", "flash"):
-            continue
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_of_the_list_runs_or_says_why(backend, eager_flex):
+    try:
+        check_backend(SlidingWindow(4), backend, device=Q.device, dtype=Q.dtype)
+    except ValueError as error:
+        assert f"backend is '{backend}', which cannot compute window:4 here: " in str(error)  # noqa: PT017
+        with pytest.raises(ValueError, match=backend):
+            attend(Q, K, K, SlidingWindow(4), backend=backend)
+    else:
         assert attend(Q, K, K, SlidingWindow(4), backend=backend).shape == Q.shape
 
 
@@ -64,11 +78,56 @@ def test_choice():
     assert choose(SlidingWindow(64), n=1 << 14, needs_grad=True)[0] == "tiled"
     assert choose(SlidingWindow(64), n=32)[0] == "dense"
     assert choose(SlidingWindow(64), n=1 << 14, rows=1)[0] == "dense"
-    assert choose(SlidingWindow(64), n=1 << 14, device="cuda")[0] == "dense"
     assert choose(Random(1, 64) | Dilated(4, 2), n=1 << 14)[0] == "tiled"
     name, reason = choose(SlidingWindow(64), n=1 << 14, dtype=torch.float8_e5m2)
     assert name == "dense"
     assert "float8" in reason
+
+
+@pytest.mark.parametrize(
+    ("pattern", "missing", "n", "rows", "name"),
+    [
+        (SlidingWindow(64), (), 1 << 14, None, "flash"),
+        (Full(), (), 100, None, "flash"),
+        (Full(), (), 1 << 14, 1, "dense"),
+        (SlidingWindow(64), ("flash",), 1 << 14, None, "flex"),
+        (SlidingWindow(64), ("flash",), 100, None, "dense"),
+        (SlidingWindow(64), ("flash", "flex"), 1 << 14, None, "tiled"),
+        (SlidingWindow(64) | Global(4), (), 1 << 14, None, "flex"),
+        (Dilated(64, 4) | Global(4), (), 1 << 14, None, "tiled"),
+        (Heads([Full(), Dilated(64, 4)]), (), 1 << 14, None, "flash|tiled"),
+    ],
+)
+def test_choice_on_cuda(monkeypatch, pattern, missing, n, rows, name):
+    """By what the pattern is, and by what is installed."""
+    for module in (flash, flex):
+        absent = module.__name__.split(".")[-1] in missing
+        where = "_no_kernel" if module is flash else "_no_compiler"
+        monkeypatch.setattr(module, where, lambda device, absent=absent: "it is missing" if absent else None)
+    chosen, reason = choose(pattern, n=n, rows=rows, device="cuda", dtype=torch.bfloat16)
+    assert chosen == name
+    assert reason
+
+
+def test_auto_passes_over_a_window_kernel_where_keys_are_missing(monkeypatch):
+    """Stored keys with gaps: distances in memory are not those of the pattern."""
+    monkeypatch.setattr(backends, "preferred", lambda *_: iter([("flash", "first"), ("dense", "second")]))
+    positions = torch.tensor([[0, 1, *range(30, 40)]])
+    got = attend(Q, K, K, SlidingWindow(4), positions=positions)
+    want = attend(Q, K, K, SlidingWindow(4), positions=positions, backend="reference")
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_share_what_is_known_of_their_tokens():
+    """The same mask, looked at anew by each layer, is one layout; written to, it is another."""
+    mask = torch.ones(2, 1, 1, 12, dtype=torch.bool)
+    first, second = (attend_module._layout(10, 12, valid=mask[:, 0, 0]) for _ in range(2))
+    assert first is second
+    mask[0, 0, 0, :3] = False
+    assert attend_module._layout(10, 12, valid=mask[:, 0, 0]).positions[0, 0] == -1
+    with torch.inference_mode():
+        mask = torch.ones(2, 12, dtype=torch.bool)
+        assert attend_module._layout(10, 12, valid=mask) is not attend_module._layout(10, 12, valid=mask)
 
 
 def test_choice_is_logged_once(caplog):

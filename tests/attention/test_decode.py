@@ -63,7 +63,7 @@ def test_spans():
 
 
 def test_a_row_that_sees_nothing_is_zero_and_differentiable():
-    class Never(type(Full())):
+    class Never(type(Full()), name=None):
         def rows(self, q, *, layer=0, head=0):
             from hf_longctx.patterns.rows import Rows
 

@@ -1,8 +1,7 @@
-"""The public operator: attention under a pattern, and the choice of how it is computed."""
+"""The public operator: attention under a pattern."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from functools import lru_cache
@@ -11,18 +10,16 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from hf_longctx.attention import decode, dense, kernels, reference, tiled
+from hf_longctx.attention import backends, decode, flash
+from hf_longctx.attention.backends import ATTEND, check_backend_name
 from hf_longctx.attention.layout import Layout
-from hf_longctx.patterns import Heads, Pattern, parse
+from hf_longctx.attention.recent import Recent, same
+from hf_longctx.attention.request import Request, one_pattern
+from hf_longctx.patterns import Heads, Pattern
 
 logger = logging.getLogger(__name__)
 
-#: What `backend` may be.
-BACKENDS = ("auto", "reference", "dense", "tiled", "flex", "flash")
-
-#: Keys from which the engine beats one dense call under a mask (`evals/bench/attention.py` prints the comparison).
-BREAK_EVEN = 256
-
+_LAYOUTS: Recent[Layout] = Recent(4)
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
@@ -50,8 +47,9 @@ def attend(
         value: (B, Hkv, Lk, Dv).
         pattern: a pattern, or its text form such as `window:1024+global:4`.
         scale: factor on the scores, 1/sqrt(D) if None.
-        backend: how to compute it: `auto`, `reference` (float32, slow, for tests), `dense` (one call under a mask) or
-            `tiled` (cost follows the visible pairs). A name given is never replaced by another.
+        backend: how to compute it: `auto`, `reference` (float32, slow, for tests), `dense` (one call under a mask),
+            `tiled` (cost follows the visible pairs), `flex` (FlexAttention; on the CPU forward only) or `flash` (a
+            CUDA kernel, for windows and full attention). A name given is never replaced by another.
         valid: (B, Lk) bool, False for padding.
         segments: (B, Lk) integer ids of packed documents: each maximal run of equal ids is a document.
         layer: index of the layer, for patterns that depend on it.
@@ -71,14 +69,14 @@ def attend(
     >>> out.shape, torch.allclose(out, attend(q, k, v, "window:2+global:1", backend="reference"), atol=1e-6)
     (torch.Size([1, 4, 6, 8]), True)
     """
-    pattern = _pattern(pattern)
+    pattern = one_pattern(pattern)
     _check(query, key, value, valid, segments, positions)
     check_backend_name(backend)
     scale = _scale(scale, query.shape[-1])
     kv_heads = key.shape[1]
     group = query.shape[1] // kv_heads
     each = pattern.spread(kv_heads) if isinstance(pattern, Heads) else (pattern,) * kv_heads
-    layout = Layout.of(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
+    layout = _layout(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
     if query.numel() == 0:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
@@ -89,49 +87,6 @@ def attend(
         outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
         head = stop
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-
-
-def choose(
-    pattern: Pattern | str,
-    *,
-    n: int,
-    rows: int | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    needs_grad: bool = False,
-) -> tuple[str, str]:
-    """The backend that `auto` takes, and why. A pure function of its arguments.
-
-    Args:
-        pattern: the pattern.
-        n: number of keys.
-        rows: number of query rows, `n` if None.
-        device: where the tensors are.
-        dtype: their dtype.
-        needs_grad: whether gradients are wanted.
-
-    >>> choose("window:1024", n=16384)
-    ('tiled', 'cost follows the visible pairs')
-    >>> choose("window:64", n=100)
-    ('dense', 'short: below 256 keys one call under a mask is as fast')
-    """
-    pattern = _pattern(pattern)
-    if rows is not None and rows <= min(decode.FEW, n - 1):
-        return "dense", f"at most {decode.FEW} query rows: one call over the visible keys"
-    if n < BREAK_EVEN:
-        return "dense", f"short: below {BREAK_EVEN} keys one call under a mask is as fast"
-    reason = tiled.cannot(torch.device(device), dtype)
-    if reason is None:
-        return "tiled", "cost follows the visible pairs"
-    return "dense", f"a few rows at a time under a mask, because the tiled engine cannot: {reason}"
-
-
-def check_backend(pattern: Pattern, backend: str, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ValueError unless `backend` can compute `pattern` there; for callers that must know beforehand."""
-    check_backend_name(backend)
-    reason = tiled.cannot(device, dtype) if backend == "tiled" else None
-    if reason:
-        raise ValueError(f"backend is 'tiled', which cannot compute {pattern} here: {reason}. Use backend='auto'")
 
 
 def _attend(
@@ -148,59 +103,34 @@ def _attend(
 ) -> Tensor:
     """Attention of heads that share one pattern, by the backend asked for."""
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    unfit = kernels.misfit(query.shape[-1], value.shape[-1])
-    compute = {"reference": reference.attend, "dense": dense.attend}.get(backend)
-    if backend == "auto":
-        chosen, reason = choose(
-            pattern,
-            n=layout.keys,
-            rows=layout.queries,
-            device=query.device,
-            dtype=query.dtype,
-            needs_grad=needs_grad,
+    request = Request(pattern, query.device, query.dtype, query.shape[-1], value.shape[-1], needs_grad)
+    if backend != "auto":
+        backends.check(backend, request)
+        compute = ATTEND[backend]
+    else:
+        chosen, reason = next(
+            (name, why)
+            for name, why in backends.preferred(request, layout.keys, layout.queries)
+            if name != "flash" or flash.misplaced(layout, len(query)) is None
         )
-        if chosen == "tiled" and unfit is not None:
-            chosen, reason = "dense", f"a few rows at a time under a mask, because the tiled engine cannot: {unfit}"
         _announce(str(pattern), chosen, reason)
         few = layout.queries <= min(decode.FEW, layout.keys - 1)
-        compute = decode.attend if few else dense.attend if chosen == "dense" else None
-    if compute is not None:
-        return compute(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
-    why = tiled.cannot(query.device, query.dtype) or unfit
-    if why is not None:
-        raise ValueError(f"backend is 'tiled', which cannot compute {pattern} here: {why}. Use backend='auto'")
-    return tiled.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
+        compute = decode.attend if few and chosen == "dense" else ATTEND[chosen]
+    return compute(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
+
+
+def _layout(queries: int, keys: int, **tensors: Tensor | None) -> Layout:
+    """`Layout.of`, once for all layers that are given the same tensors: what hangs on it is remembered with it."""
+    given = same(*tensors.values())
+    if given is None or not any(given):
+        return Layout.of(queries, keys, **tensors)
+    return _LAYOUTS.get((queries, keys, given), lambda: Layout.of(queries, keys, **tensors))
 
 
 @lru_cache(maxsize=1024)
 def _announce(pattern: str, backend: str, reason: str) -> None:
     """Log a choice, once each."""
     logger.info("attention %s: backend %s (%s)", pattern, backend, reason)
-
-
-def _pattern(pattern: Pattern | str) -> Pattern:
-    if isinstance(pattern, str):
-        parsed = parse(pattern)
-        if isinstance(parsed, Pattern):
-            return parsed
-        raise TypeError(f"pattern is {pattern!r}, which differs by layer: give the pattern of one layer")
-    if not isinstance(pattern, Pattern):
-        raise TypeError(f"pattern is {pattern!r}: it must be a pattern such as SlidingWindow(1024), or its text form")
-    return pattern
-
-
-def check_backend_name(backend: str) -> None:
-    """Raise ValueError unless `backend` is one that this version has."""
-    if backend not in BACKENDS:
-        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"backend is {backend!r}: {hint}it must be one of {', '.join(BACKENDS)}")
-    if backend == "flex":
-        raise ValueError("backend is 'flex', which this version does not have yet: use 'auto', 'tiled' or 'dense'")
-    if backend == "flash":
-        raise ValueError(
-            "backend is 'flash', which needs a CUDA device and is not in this version yet: use 'auto' or 'dense'"
-        )
 
 
 def _scale(scale: float | None, head_dim: int) -> float:

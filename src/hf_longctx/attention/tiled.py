@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hf_longctx.attention import kernels, views
 from hf_longctx.attention.layout import Layout
+from hf_longctx.attention.request import Request
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import Own, Piece, disjoint
 from hf_longctx.patterns.tiles import Tile, lower
@@ -109,13 +111,10 @@ def _parts(tile: Tile, at: _At, q: Tensor, most: int) -> Iterator[tuple[Tile, vi
             yield part, mask
 
 
-def cannot(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this engine cannot compute anything here, or None if it can compute every pattern.
-
-    >>> cannot(torch.device("cpu"), torch.float32) is None
-    True
-    """
-    return kernels.missing(device, dtype)
+def cannot(request: Request) -> str | None:
+    """Why this engine cannot compute this, and what can; None if it can. It can compute every pattern."""
+    reason = kernels.missing(request.device, request.dtype)
+    return reason if reason or request.sizes is None else kernels.misfit(*request.sizes)
 
 
 def attend(
@@ -153,8 +152,9 @@ def attend(
     for b in range(batch):
         p, d = positions[b % len(positions)], _row(layout.documents, b)
         real = (p >= 0).nonzero()[:, 0]
-        here = real[real >= first] - first
         spans = _spans(p[real], None if d is None else d[real])
+        real = real.to(query.device)
+        here = real[real >= first] - first
         part = _run(
             query[b : b + 1, :, here],
             key[b : b + 1, :, real],
@@ -214,6 +214,11 @@ def _jobs(batch: int, spans: list[_Span], first: int) -> Iterator[_Job]:
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> Tensor:
+    size = query.shape[-1]
+    if wider := kernels.fill(size, query.device):
+        # Filled up once here, or else once for each problem that reads a key.
+        query, key, value = (pad(x, (0, wider)) for x in (query, key, value))
+        return _run(query, key, value, work)[..., :size]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
         return _Tiled.apply(query, key, value, work)
     return _forward(query, key, value, work)[0]
@@ -251,9 +256,9 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> tuple[Te
             views.grouped(x, job.batch, own, job.row, job.row + job.rows, group) for x in (query, out, lse[..., None])
         )
         k, v = (x[job.batch, own.start : own.stop] for x in (key, value))
-        touched = torch.zeros(1, 1, job.rows, 1, dtype=torch.bool)
+        touched = torch.zeros(1, 1, job.rows, 1, dtype=torch.bool)  # on the CPU: what to do next depends on it
         for at, tile in _tiles(job, pieces):
-            for part, mask in _parts(tile, at, q, max(1, _SLAB // (len(own) * group * tile.rows))):
+            for part, mask in _parts(tile, at, q, _most(_SLAB, len(own) * group * tile.rows)):
                 seen = views.view(touched, part)
                 fresh = not bool(seen.any())
                 seen.fill_(True)
@@ -299,7 +304,7 @@ def _backward(
         )
         k, v, dk, dv = (x[job.batch, own.start : own.stop] for x in (key, value, gk, gv))
         for at, tile in _tiles(job, pieces, backward=True):
-            for part, mask in _parts(tile, at, q, max(1, most // (len(own) * tile.keys * q.shape[-1]))):
+            for part, mask in _parts(tile, at, q, _most(most, len(own) * tile.keys * q.shape[-1])):
                 shares = views.call(
                     run,
                     [_lit(views.problems(x, part), mask) for x in (g, q, o)] + [views.problems(total, part)],
@@ -310,6 +315,11 @@ def _backward(
                 for share, whole in zip(shares[1:], (dk, dv)):
                     views.add_keys(whole[:, at.first :], share, part)
     return gq.to(query.dtype), gk.to(key.dtype), gv.to(value.dtype)
+
+
+def _most(budget: int, each: int) -> int:
+    """How many problems of a size go into one call."""
+    return min(kernels.MOST, max(1, budget // each))
 
 
 def _lit(rows: Tensor, mask: views.Mask) -> Tensor:

@@ -76,7 +76,7 @@ def keys(x: Tensor, tile: Tile, q: Tensor, unread: Tensor | None = None) -> Tens
     copied, those that no row reads (`unread`, (problems, keys)) as 0.
     """
     if tile.picks is not None:
-        copied = x[:, tile.picks.clamp(min=0)]
+        copied = x[:, tile.picks.clamp(min=0).to(x.device)]
         return copied if unread is None else copied.masked_fill_(unread[None, :, :, None], 0)
     windows = _windows(x, tile, 0, tile.keys)
     if _alone(tile):
@@ -96,8 +96,9 @@ def _windows(x: Tensor, tile: Tile, start: int, size: int) -> Tensor:
 def add_keys(whole: Tensor, share: Tensor, tile: Tile) -> None:
     """Add the tile's key gradients to those of all keys; windows overlap, so one step's width at a time."""
     if tile.picks is not None:
-        used = tile.picks >= 0
-        whole.index_add_(1, tile.picks[used], share[:, used].to(whole.dtype))
+        picks = tile.picks.to(whole.device)
+        used = picks >= 0
+        whole.index_add_(1, picks[used], share[:, used].to(whole.dtype))
         return
     if _alone(tile):
         share = share.sum(1, keepdim=True)
@@ -126,20 +127,23 @@ class Mask:
 
 
 def mask(tile: Tile, q: Tensor, row: int, key: int) -> Mask:
-    """The mask of a tile of a run that starts at the logical positions `row` and `key`."""
+    """The mask of a tile of a run that starts at the logical positions `row` and `key`.
+
+    One mask for all problems is small and made on the CPU, where looking at it makes no one wait; masks of each
+    problem's own are made where the queries are.
+    """
     if tile.whole:
         return Mask({})
     if tile.causal and _alone(tile):
         return Mask({"causal": True})
-    seen = tile.seen(row, key)
+    seen = tile.seen(row, key, device=torch.device("cpu") if tile.shared else q.device)
     lit, read = seen.any(-1), seen.any(-2)
     if bool(seen.all()):
         return Mask({})
-    bias = torch.zeros(seen.shape, dtype=kernels.mask_dtype(q.dtype)).masked_fill_(~seen, float("-inf"))
-    bias, lit = bias.repeat(*(1,) * (bias.dim() - 2), q.shape[1], 1), lit.repeat(*(1,) * (lit.dim() - 1), q.shape[1])
-    blind = None if bool(lit.all()) else ~lit.view(-1, lit.shape[-1], 1)
-    unread = ~read.view(-1, tile.keys) if tile.picks is not None and not bool(read.all()) else None
-    return Mask({"mask": bias}, blind, unread, not bool(lit.any()))
+    seen, lit = seen.repeat(*(1,) * (seen.dim() - 2), q.shape[1], 1), lit.repeat(*(1,) * (lit.dim() - 1), q.shape[1])
+    blind = None if bool(lit.all()) else ~lit.view(-1, lit.shape[-1], 1).to(q.device)
+    unread = ~read.view(-1, tile.keys).to(q.device) if tile.picks is not None and not bool(read.all()) else None
+    return Mask({"mask": kernels.bias(seen, q)}, blind, unread, not bool(lit.any()))
 
 
 def call(run: Callable[..., tuple[Tensor, ...]], rows: list[Tensor], keys: list[Tensor], how: Mask) -> list[Tensor]:

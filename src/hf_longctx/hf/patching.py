@@ -46,7 +46,8 @@ def patch(
             `"0,-1=full;*=window:1024+global:4"`. Layers that no selector covers stay stock.
         rope: a scaling or its text, such as `YaRN(factor=4)` or `"yarn:4"`; `"none"` removes a native one.
         mamba: reserved for Mamba-2 layers, which this version does not have.
-        backend: how attention is computed: `auto`, `reference`, `dense`, `tiled`. An explicit one never falls back.
+        backend: how attention is computed: `auto`, `reference`, `dense`, `tiled`, `flex`, `flash`, as in `attend`. An
+            explicit one never falls back.
         own_windows: what becomes of windows that layers have of their own: `intersect` or `replace`.
 
     Returns:
@@ -204,7 +205,8 @@ def _check_attention(model: Any, given: Pattern | Layers, backend: str, own_wind
             raise ValueError(
                 f"layer {layer.index} of {name} is not causal: attention patterns are for causal models only"
             )
-        check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype)
+        size = getattr(module, "head_dim", None)
+        check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype, head_dim=size, value_dim=size)
 
 
 def _switch(model: Any) -> Implementation:

@@ -91,30 +91,33 @@ class Tile:
         picks = None if self.picks is None else self.picks[first : first + count]
         return replace(self, row=self.row + shift, key=self.key + shift, count=count, copies=copies, picks=picks)
 
-    def seen(self, row: int, key: int) -> Tensor:
+    def seen(self, row: int, key: int, *, device: torch.device | None = None) -> Tensor:
         """Which rows see which keys: bool (rows, keys) if `shared`, else (problems, rows, keys).
 
         Args:
             row: logical position of the run's first row.
             key: logical position of the span's first key.
+            device: where to make it, the CPU if None.
         """
-        i, j = torch.arange(self.rows)[:, None], torch.arange(self.keys)
-        seen = torch.ones(self.rows, self.keys, dtype=torch.bool)
+        i, j = torch.arange(self.rows, device=device)[:, None], torch.arange(self.keys, device=device)
+        seen = torch.ones(self.rows, self.keys, dtype=torch.bool, device=device)
         if self.low is not None:
             seen &= i - j >= self.low
         if self.high is not None:
             seen &= i - j < self.high
         if self.regular:
             return seen
-        shift = torch.zeros(1, dtype=torch.int64)
+        shift = torch.zeros(1, dtype=torch.int64, device=device)
         if not self.shared:
-            shift = (torch.arange(self.copies)[:, None] + self.step * torch.arange(self.count)).flatten()
+            copies, counts = (torch.arange(n, device=device) for n in (self.copies, self.count))
+            shift = (copies[:, None] + self.step * counts).flatten()
         q = row + self.row + shift[:, None, None] + i * self.spacing
         if self.picks is None:
             k = key + self.key + shift[:, None, None] + j * self.spacing
         else:
-            seen = seen & (self.picks >= 0)[:, None]
-            k = key + self.picks.clamp(min=0)[:, None]
+            picks = self.picks.to(device or self.picks.device)
+            seen = seen & (picks >= 0)[:, None]
+            k = key + picks.clamp(min=0)[:, None]
         if self.only is not None:
             seen = seen & self.only.holds(q, k)
         for other in self.minus:

@@ -1,0 +1,129 @@
+"""Which backends there are, what each can do, and which one `auto` takes.
+
+A backend is a module with `attend`, and `cannot(request)` if there is anything that it cannot do: the reason, and what
+to use in its place. An explicit name is never replaced by another.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from hf_longctx.attention import decode, dense, flash, flex, reference, tiled
+from hf_longctx.attention.request import Request, one_pattern
+from hf_longctx.patterns import Heads, Pattern
+from hf_longctx.patterns.geometry import Columns, Segments, Spaced
+
+#: Name -> the function that computes attention, with the arguments of `reference.attend`.
+ATTEND: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.attend,
+    "dense": dense.attend,
+    "tiled": tiled.attend,
+    "flex": flex.attend,
+    "flash": flash.attend,
+}
+_CANNOT: dict[str, Callable[[Request], str | None]] = {
+    "tiled": tiled.cannot,
+    "flex": flex.cannot,
+    "flash": flash.cannot,
+}
+#: What `backend` may be.
+BACKENDS = ("auto", *ATTEND)
+
+#: Keys from which the engine beats one dense call under a mask; `evals/bench/break_even.py` measures it.
+BREAK_EVEN = 256
+
+
+def cannot(backend: str, request: Request) -> str | None:
+    """Why `backend` cannot do what is asked, and what to use; None if it can."""
+    return _CANNOT[backend](request) if backend in _CANNOT else None
+
+
+def check_backend_name(backend: str) -> None:
+    """Raise ValueError unless `backend` is one that this version has."""
+    if backend not in BACKENDS:
+        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"backend is {backend!r}: {hint}it must be one of {', '.join(BACKENDS)}")
+
+
+def check(backend: str, request: Request) -> None:
+    """Raise ValueError with the reason if `backend` cannot do what is asked."""
+    reason = cannot(backend, request)
+    if reason is not None:
+        raise ValueError(f"backend is {backend!r}, which cannot compute {request.pattern} here: {reason}, or 'auto'")
+
+
+def check_backend(
+    pattern: Pattern,
+    backend: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int | None = None,
+    value_dim: int | None = None,
+    needs_grad: bool = False,
+) -> None:
+    """Raise ValueError unless `backend` can compute `pattern` there; for callers that must know beforehand."""
+    check_backend_name(backend)
+    for one in pattern.entries if isinstance(pattern, Heads) else (pattern,):
+        check(backend, Request(one, device, dtype, head_dim, value_dim, needs_grad))
+
+
+def choose(
+    pattern: Pattern | str,
+    *,
+    n: int,
+    rows: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    needs_grad: bool = False,
+) -> tuple[str, str]:
+    """The backend that `auto` takes, and why. It depends on the arguments and on what is installed, on nothing else.
+
+    Args:
+        pattern: the pattern, or its text form. Several names are joined by `|` where its heads differ.
+        n: number of keys.
+        rows: number of query rows, `n` if None.
+        device: where the tensors are.
+        dtype: their dtype.
+        needs_grad: whether gradients are wanted.
+
+    >>> from hf_longctx.patterns import SlidingWindow
+    >>> choose(SlidingWindow(1024), n=16384)
+    ('tiled', 'cost follows the visible pairs')
+    >>> choose(SlidingWindow(64), n=100)
+    ('dense', 'short: below 256 keys one call under a mask is as fast')
+    """
+    pattern = one_pattern(pattern)
+    each = pattern.entries if isinstance(pattern, Heads) else (pattern,)
+    chosen = dict.fromkeys(
+        next(preferred(Request(one, torch.device(device), dtype, needs_grad=needs_grad), n, rows or n)) for one in each
+    )
+    return "|".join(dict.fromkeys(name for name, _ in chosen)), "; ".join(reason for _, reason in chosen)
+
+
+def preferred(request: Request, n: int, rows: int) -> Iterator[tuple[str, str]]:
+    """The backends that can do what is asked, the best first, each with the reason."""
+    cuda = request.device.type == "cuda"
+    if rows <= min(decode.FEW, n - 1):
+        yield "dense", f"at most {decode.FEW} query rows: one call over the visible keys"
+    if cuda and flash.cannot(request) is None:
+        yield "flash", "full attention or a window, which its kernel knows"
+    if n < BREAK_EVEN:
+        yield "dense", f"short: below {BREAK_EVEN} keys one call under a mask is as fast"
+    # Not yet timed on a GPU: there, one compiled kernel beats many calls unless every block is partial.
+    if cuda and not _sparse(request.pattern) and flex.cannot(request) is None:
+        yield "flex", "whole blocks are empty or full, and one kernel skips them"
+    reason = tiled.cannot(request)
+    if reason is None:
+        yield "tiled", "cost follows the visible pairs"
+    yield "dense", f"a few rows at a time under a mask, because the tiled engine cannot: {reason}"
+
+
+def _sparse(pattern: Pattern) -> bool:
+    """Whether a pattern takes every so-many-th key, so that blocks of neighbouring keys are never full."""
+    return any(isinstance(shape, Spaced | Segments | Columns) for shape in pattern.pieces() or ())

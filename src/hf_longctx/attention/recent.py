@@ -1,0 +1,78 @@
+"""What was worked out lately, kept by key and bounded in number."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+_Value = TypeVar("_Value")
+
+
+class Recent(Generic[_Value]):
+    """The `size` values used last.
+
+    >>> squares = Recent[int](2)
+    >>> [squares.get(n, lambda n=n: n * n) for n in (1, 2, 3)], len(squares)
+    ([1, 4, 9], 2)
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._kept: OrderedDict[Hashable, _Value] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        """The value of `key`, made if it is not there."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        value = make()
+        with self._lock:
+            self._kept[key] = value
+            while len(self._kept) > self.size:
+                self._kept.popitem(last=False)
+        return value
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+
+class Same:
+    """A tensor as a key: equal to another view of the same memory that has not been written to in between.
+
+    It holds on to the tensor, so that its memory is not used for another one.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        base = x._base if x._base is not None else x
+        self._tensor = base
+        self._key = (id(base), x._version, x.shape, x.stride(), x.storage_offset())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+def same(*tensors: Tensor | None) -> tuple[Same | None, ...] | None:
+    """Tensors as a key, or None where writing to one would go unnoticed (inference mode).
+
+    >>> import torch
+    >>> x = torch.arange(4)[None]
+    >>> a, b = same(x[0]), same(x[0])
+    >>> a == b, a == same(x[0] + 0), x.add_(1).sum().item(), a == same(x[0])
+    (True, False, 10, False)
+    """
+    if any(x is not None and x.is_inference() for x in tensors):
+        return None
+    return tuple(None if x is None else Same(x) for x in tensors)

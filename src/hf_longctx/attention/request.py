@@ -1,0 +1,60 @@
+"""What a backend is asked to compute, so that it can say beforehand whether it can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hf_longctx.patterns import Pattern, parse
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call, without its tensors.
+
+    Attributes:
+        pattern: who may see whom; never `Heads`, whose entries are calls of their own.
+        device: where the tensors are.
+        dtype: their dtype.
+        head_dim: head size of queries and keys, None where not known yet.
+        value_dim: head size of values, None where not known yet.
+        needs_grad: whether gradients are wanted.
+    """
+
+    pattern: Pattern
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int | None = None
+    value_dim: int | None = None
+    needs_grad: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, int] | None:
+        """Both head sizes, where they are known."""
+        return None if self.head_dim is None or self.value_dim is None else (self.head_dim, self.value_dim)
+
+
+def one_pattern(pattern: Pattern | str) -> Pattern:
+    """The pattern of one layer, from an object or its text form.
+
+    Raises:
+        TypeError: it is no pattern, or one that differs by layer.
+    """
+    if isinstance(pattern, str):
+        parsed = parse(pattern)
+        if isinstance(parsed, Pattern):
+            return parsed
+        raise TypeError(f"pattern is {pattern!r}, which differs by layer: give the pattern of one layer")
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern is {pattern!r}: it must be a pattern such as SlidingWindow(1024), or its text form")
+    return pattern
+
+
+def spelled(dtypes: tuple[torch.dtype, ...]) -> str:
+    """Dtypes as a list of names.
+
+    >>> spelled((torch.float16, torch.bfloat16))
+    'float16, bfloat16'
+    """
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)

@@ -1,0 +1,139 @@
+"""A GPU made of CPU memory: finds tensors left on the wrong device, and kernels called in a way CUDA refuses.
+
+Tensors made for the device "meta" inside `FarDevice` say that they are there, and hold CPU memory ("cuda" itself
+cannot be named where torch has none). An operator that mixes them with tensors of the CPU raises, as it would on a
+GPU. The CUDA kernels of `attention/kernels.py` are emulated in float64, with the checks that the real ones make.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+FAR = torch.device("meta")
+aten = torch.ops.aten
+#: What a GPU takes from the CPU: copies, and the operators that read an index wherever it is.
+_MIXED = (aten._to_copy.default, aten.copy_.default, aten.index.Tensor)
+
+
+class Far(torch.Tensor):
+    """A tensor that says it is on the far device."""
+
+    @staticmethod
+    def __new__(cls, near: Tensor):
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            near.shape,
+            strides=near.stride(),
+            storage_offset=near.storage_offset(),
+            dtype=near.dtype,
+            device=FAR,
+        )
+
+    def __init__(self, near: Tensor):
+        self.near = near
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return _run(function, args, kwargs or {})
+
+
+class FarDevice(TorchDispatchMode):
+    """Inside, what is made for `FAR` is a `Far` tensor."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return _run(function, args, kwargs or {})
+
+
+def _run(function, args, kwargs):
+    tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+    far = any(isinstance(x, Far) for x in tensors)
+    named = kwargs.get("device")
+    if named is not None:
+        far = torch.device(named).type == "meta"
+        kwargs = {**kwargs, "device": "cpu"}
+    elif far and function not in _MIXED:
+        lost = [tuple(x.shape) for x in tensors if not isinstance(x, Far) and x.dim()]
+        assert not lost, f"{function} is given tensors {lost} on the CPU and others far away"
+    if function is aten.copy_.default:
+        far = isinstance(args[0], Far)
+    args, kwargs = tree_map_only(Far, lambda x: x.near, (args, kwargs))
+    own = {aten._efficient_attention_forward.default: _forward, aten._efficient_attention_backward.default: _backward}
+    result = own.get(function, function)(*args, **kwargs)
+    return tree_map_only(Tensor, Far, result) if far else result
+
+
+# ---------------------------------------------------------------------- the kernels
+
+
+def _check(q, k, v, bias):
+    assert q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for x in (q, k, v):
+        assert x.dim() == 4
+        assert x.stride(-1) == 1
+        assert x.shape[-1] % 8 == 0
+        assert x.storage_offset() % 8 == 0
+        assert all(s % 8 == 0 for n, s in zip(x.shape[:-1], x.stride()) if n > 1)
+        assert x.shape[0] <= 65535
+        assert x.shape[2] <= 65535
+    assert q.shape[0] == k.shape[0] == v.shape[0]
+    assert q.shape[2] == k.shape[2] == v.shape[2]
+    assert q.shape[1] > 0
+    assert k.shape[1] > 0
+    if bias is not None:
+        assert bias.dtype == q.dtype
+        assert bias.shape == (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        assert bias.stride(-1) == 1
+        assert bias.storage_offset() % 8 == 0
+        assert all(s % 8 == 0 for n, s in zip(bias.shape[:-1], bias.stride()) if n > 1)
+
+
+def _scores(q, k, bias, kind, scale):
+    scores = scale * torch.einsum("bihd,bjhd->bhij", q.double(), k.double())
+    if bias is not None:
+        scores = scores + bias.double()
+    if kind == 1:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -math.inf)
+    assert kind in (0, 1)
+    return scores
+
+
+def _forward(q, k, v, bias, cu_q, cu_k, most_q, most_k, dropout, kind, keep, *, scale):
+    assert (cu_q, cu_k, dropout, keep) == (None, None, 0.0, True)
+    _check(q, k, v, bias)
+    scores = _scores(q, k, bias, kind, scale)
+    lse = scores.logsumexp(-1)
+    blind = lse == -math.inf
+    weights = (scores - lse.masked_fill(blind, 0)[..., None]).exp()
+    out = torch.einsum("bhij,bjhd->bihd", weights, v.double()).to(q.dtype)
+    full = torch.full((*lse.shape[:2], -(-q.shape[1] // 32) * 32), math.inf)
+    full[..., : q.shape[1]] = lse.masked_fill(blind, 0)
+    seed = torch.zeros((), dtype=torch.int64)
+    return out, full, seed, seed, q.shape[1], k.shape[1]
+
+
+def _backward(
+    grad, q, k, v, bias, out, cu_q, cu_k, most_q, most_k, lse, dropout, seed, offset, kind, wanted, *, scale
+):
+    assert (cu_q, cu_k, dropout, wanted) == (None, None, 0.0, False)
+    assert (most_q, most_k) == (q.shape[1], k.shape[1])
+    _check(q, k, v, bias)
+    for x in (grad, out):
+        assert x.shape == (*q.shape[:3], v.shape[3])
+        assert x.dtype == q.dtype
+        assert x.stride(-1) == 1
+    assert lse.dtype == torch.float32
+    assert lse.shape == (q.shape[0], q.shape[2], -(-q.shape[1] // 32) * 32)
+    assert all(s % 8 == 0 for n, s in zip(lse.shape[:2], lse.stride()) if n > 1)
+    assert bool((lse[..., q.shape[1] :] == math.inf).all())
+    weights = (_scores(q, k, bias, kind, scale) - lse[..., : q.shape[1], None].double()).exp()
+    g, o = grad.double(), out.double()
+    dv = torch.einsum("bhij,bihd->bjhd", weights, g)
+    dp = torch.einsum("bihd,bjhd->bhij", g, v.double()) - (g * o).sum(-1).transpose(1, 2)[..., None]
+    ds = scale * weights * dp
+    dq, dk = torch.einsum("bhij,bjhd->bihd", ds, k.double()), torch.einsum("bhij,bihd->bjhd", ds, q.double())
+    return tuple(x.to(q.dtype) for x in (dq, dk, dv)) + (torch.zeros(()),)
