@@ -99,7 +99,7 @@ def run_needle(
         seed=seed,
         longest=learned_positions(model),
     )
-    check_memory(model, max(grid.lengths))
+    check_memory(model, max(grid.lengths), chosen)
     asked = {trial: grid.probes(trial) for trial in range(trials)}
     looked_at = {variant.name: look_at(model, variant) for variant in chosen}
     store = RunStore(

@@ -13,6 +13,8 @@ from hf_longctx.patterns.base import Pattern
 _FAR = 1 << 40
 #: Tokens looked at before the keys kept are called unbounded.
 _LONGEST = 1 << 22
+#: Consecutive late keys of which none may last for ever: enough to meet one that does once in a block.
+_LATE = 1 << 12
 #: Longest period of a pattern that is looked at in full.
 _LONGEST_PERIOD = 1 << 18
 
@@ -28,9 +30,10 @@ def most_kept(pattern: Pattern) -> int | None:
     (1027, 511, None)
     """
     # A look at some keys answers most questions: late ones that last for ever, or lives too long to follow.
-    some = torch.cat([torch.arange(64), torch.tensor([1 << i for i in range(6, 23)]) + torch.arange(17)])
+    late = _LONGEST + torch.arange(_LATE)
+    some = torch.cat([torch.arange(64), torch.tensor([1 << i for i in range(6, 23)]) + torch.arange(17), late])
     gone = _first_unseen(pattern, some)
-    if bool((gone[-4:] >= _FAR).any()):
+    if bool((gone[-_LATE:] >= _FAR).any()):
         return None
     n = max(64, 1 << (2 * int((gone - some)[gone < _FAR].max())).bit_length()) if bool((gone < _FAR).any()) else 64
     while n <= _LONGEST:
