@@ -21,20 +21,11 @@ def describe(
     Raises:
         ValueError: no such model, or a patch that it refuses.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     import hf_longctx as lc
-    from hf_longctx.hf.loading import load_config
+    from hf_longctx.hf.loading import load_config, skeleton
 
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(load_config(model))
+    network = skeleton(load_config(model))
     if attention is not None or rope is not None:
-        # Frequencies are computed, so the rotary modules need real memory.
-        from hf_longctx.hf.rotary import rotary_modules
-
-        for module in rotary_modules(network):
-            module.to_empty(device="cpu")
         lc.patch(network, attention=attention, rope=rope, own_windows=own_windows, backend=backend)
     description = lc.describe(network)
     typer.echo(json.dumps(description.to_dict()) if as_json else str(description))

@@ -78,15 +78,12 @@ def architecture(config: Any) -> Architecture:
     >>> a.layers, a.heads, a.head_dim, a.parameters
     (32, 32, 128, 6738415616)
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from hf_longctx.hf.cache_size import token_bytes
     from hf_longctx.hf.layers import attention_modules, plan_layers
+    from hf_longctx.hf.loading import skeleton
 
     config = config.get_text_config(decoder=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = skeleton(config)
     modules = attention_modules(model)
     plans = plan_layers(model, None, "intersect")
     module = next(iter(modules.values()), None)

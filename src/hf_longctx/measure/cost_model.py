@@ -175,8 +175,9 @@ def pairs(pattern: Pattern, n: int) -> tuple[int, ...] | None:
     import torch
 
     heads = len(pattern.entries) if isinstance(pattern, Heads) else 1
-    if n > COUNTED and any(pattern.rows(torch.arange(1), head=head) is None for head in range(heads)):
-        return None
+    if n > COUNTED and type(pattern).count is Pattern.count:
+        if any(pattern.rows(torch.arange(1), head=head) is None for head in range(heads)):
+            return None
     return tuple(pattern.count(n, head=head) for head in range(heads))
 
 
@@ -308,7 +309,8 @@ def _layer(
     if state is not None:
         kept = b * state.conv + SINGLE * state.state
         inside = m * (b * (2 * a.hidden + 4 * state.inner) + SINGLE * state.inner)
-        return _Mixing(SINGLE * state.state // a.heads, None, n * state.flops, kept, kept, 0, inside)
+        each = n * state.flops // a.heads
+        return _Mixing(SINGLE * state.state // a.heads, each, n * state.flops, kept, kept, 0, inside)
     rows = m * b * (2 * a.hidden + 3 * a.heads * a.head_dim)
     token = a.kv_token_bytes * b
     most = most_keys(plan, evicting=method.patched)

@@ -58,13 +58,18 @@ class RunStore:
         out: the folder; made if missing. None keeps everything in memory.
         settings: whatever changes rows, as JSON types. A folder written with other settings is refused.
         facts: what else `run.json` says, written once: command, versions, hardware, time.
+        name: what the files are called; `rows` gives `rows.jsonl` and `run.json`, `cost` gives `cost.jsonl` and
+            `cost.json`, so that one folder holds a recall run and a cost run.
 
     Raises:
         ValueError: if the folder holds a run with other settings, another schema, something else, or a damaged row.
     """
 
-    def __init__(self, out: Path | None, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, out: Path | None, settings: Mapping[str, Any], facts: Mapping[str, Any], *, name: str = "rows"
+    ) -> None:
         self.out = out
+        self._rows_name, self._run_name = f"{name}.jsonl", "run.json" if name == "rows" else f"{name}.json"
         self.rows: dict[Key, dict[str, Any]] = {}
         self.run: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), **facts, "variants": {}}
         self._file: int | None = None
@@ -72,14 +77,16 @@ class RunStore:
             return
         if out.exists() and not out.is_dir():
             raise ValueError(f"out={str(out)!r} is a file: choose a folder for the run")
-        if (out / "run.json").is_file():
-            self.run = _agreed(out, json.loads((out / "run.json").read_text(encoding="utf-8")), settings)
-        elif (out / "rows.jsonl").is_file():
-            raise ValueError(f"out={str(out)!r} holds rows.jsonl but no run.json: choose another --out")
+        if (out / self._run_name).is_file():
+            self.run = _agreed(out, json.loads((out / self._run_name).read_text(encoding="utf-8")), settings)
+        elif (out / self._rows_name).is_file():
+            raise ValueError(
+                f"out={str(out)!r} holds {self._rows_name} but no {self._run_name}: choose another --out"
+            )
         else:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "run.json", self.run)
-        for row in _read_rows(out / "rows.jsonl"):
+            write_json(out / self._run_name, self.run)
+        for row in _read_rows(out / self._rows_name):
             self.rows[row_key(row)] = row
 
     def add_variant(self, name: str, facts: Mapping[str, Any]) -> None:
@@ -102,7 +109,7 @@ class RunStore:
         if known != facts:
             self.run["variants"][name] = facts
             if self.out is not None:
-                write_json(self.out / "run.json", self.run)
+                write_json(self.out / self._run_name, self.run)
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Keep a row; it is on its way to disk, as one full line, when this returns.
@@ -114,7 +121,7 @@ class RunStore:
         if self.out is None:
             return
         if self._file is None:
-            self._file = os.open(self.out / "rows.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = os.open(self.out / self._rows_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(self._file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
 
     def close(self) -> None:
