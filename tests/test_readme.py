@@ -16,7 +16,7 @@ from hf_longctx.hf.loading import resolve as resolve_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SMALL = {"--lengths": "256", "--depths": "1"}
+SMALL = {"--lengths": "256", "--depths": "1", "--repeats": "1"}
 
 
 def blocks(language: str) -> list[str]:

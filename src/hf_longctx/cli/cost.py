@@ -101,7 +101,7 @@ def _line(row: dict[str, Any]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
-    """The rows for the terminal; where a figure was repeated, its median and half the distance of its quartiles.
+    """The rows for the terminal.
 
     Args:
         rows: as `run_cost` returns them.
@@ -115,31 +115,34 @@ def table(rows: list[dict[str, Any]]) -> Any:
     from hf_longctx.cli.wall import size
     from hf_longctx.measure.heatmap import length_label
 
-    caption = "working: the most that the prefill took beside the weights; modelled: the same by formula"
+    caption = "working: the most that the prefill took beside the weights; model: the same by formula"
     laid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for heading in ("tokens", "variant"):
         laid.add_column(heading, style="bold", no_wrap=True)
-    for heading in ("first token s", "prefill tok/s", "decode tok/s", "peak", "working", "modelled", "cache", "described"):
-        laid.add_column(heading, justify="right")
+    for heading in ("first\ntoken s", "prefill\ntok/s", "decode\ntok/s", "peak", "working", "model", "cache"):
+        laid.add_column(heading, justify="right", no_wrap=heading != "cache")
     for row in rows:
         head = (length_label(row["length"]), row["variant"])
         if row["outcome"] != "ok":
-            laid.add_row(*head, row["outcome"], row["reason"] or "")
+            laid.add_row(*head, row["outcome"])
             continue
         timed = ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
-        sizes = ("peak_bytes", "working_bytes", "modelled_working_bytes", "cache_bytes", "described_cache_bytes")
-        laid.add_row(*head, *(_about(row[key]) for key in timed), *(size(row[key]) for key in sizes))
+        sizes = ("peak_bytes", "working_bytes", "modelled_working_bytes", "cache_bytes")
+        cells = [size(row[key]) for key in sizes]
+        if row["cache_bytes"] != row["described_cache_bytes"]:
+            cells[-1] += f", described {size(row['described_cache_bytes'])}"
+        laid.add_row(*head, *(_about(row[key]) for key in timed), *cells)
     return laid
 
 
 def _about(part: dict[str, Any]) -> str:
-    """Median and half the distance of the quartiles, three digits.
+    """Median, and half the distance of the quartiles in per cent of it.
 
-    >>> _about({"median": 123.4, "low": 120.0, "high": 128.0})
-    '123 ±4'
-    >>> _about({"median": 0.05, "low": 0.049, "high": 0.0512})
-    '0.05 ±0.0011'
+    >>> _about({"median": 1234.0, "low": 1200.0, "high": 1280.0})
+    '1,234 ±3%'
+    >>> _about({"median": 0.0512, "low": 0.05, "high": 0.0512})
+    '0.0512 ±1%'
     """
-    half = (part["high"] - part["low"]) / 2
     middle = part["median"]
-    return f"{middle:,.0f} ±{half:,.0f}" if middle >= 100 else f"{middle:.3g} ±{half:.2g}"
+    shown = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
+    return f"{shown} ±{50 * (part['high'] - part['low']) / middle:.0f}%"

@@ -17,7 +17,9 @@ _SHOWN = 6
 def wall(
     model: Annotated[
         str,
-        typer.Argument(metavar="[MODEL]", help="Public model's short name, local folder, 'demo' or hub id; its config."),
+        typer.Argument(
+            metavar="[MODEL]", help="Public model's short name, local folder, 'demo' or hub id; its config."
+        ),
     ] = "llama-3.1-8b",
     attention: Annotated[
         list[str] | None,
@@ -111,8 +113,8 @@ def show(document: dict[str, Any]) -> None:
         console.print(laid)
 
     console.print(
-        f"{document['model']} ({a['name']}): {a['parameters']:,} parameters, {a['layers']} layers, {a['heads']} query and "
-        f"{a['kv_heads']} key-value heads of {a['head_dim']}, {document['dtype']}; {machine['name']} has "
+        f"{document['model']} ({a['name']}): {a['parameters']:,} parameters, {a['layers']} layers, {a['heads']} query "
+        f"and {a['kv_heads']} key-value heads of {a['head_dim']}, {document['dtype']}; {machine['name']} has "
         f"{machine['memory']:,} bytes",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip

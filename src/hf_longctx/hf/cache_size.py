@@ -1,4 +1,4 @@
-"""How many bytes a cache takes: one place for `describe`, for the memory check before a run, and for the cost model."""
+"""How many bytes a cache takes: one place for `describe`, the memory check before a run, and the cost model."""
 
 from __future__ import annotations
 

@@ -78,14 +78,15 @@ def run_cost(
         command: how the user started this; kept in `cost.json`.
 
     Returns:
-        `{"settings", "versions", "hardware", "started", "command", "variants", "rows"}`. A row has `variant`, `length`,
-        `outcome` (`ok`; `oom`; `timeout`; `skipped`: a shorter length of the variant ran out already; `error`), `reason`,
-        and for `ok`: `ttft_seconds`, `prefill_tokens_per_second` and `decode_tokens_per_second` (at that depth), each
-        `{"median", "low", "high", "values"}` with quartiles; in bytes `peak_bytes` (prefill and decoding),
-        `working_bytes` (the most that the prefill took beside what was there before, None where the system does not
-        tell), `weight_bytes`, `reserved_bytes` (CUDA's allocator), `cache_bytes` (counted from the tensors, after the
-        last token), `described_cache_bytes` (what `describe` says), `cache_storage_bytes` (memory behind those
-        tensors), and the cost model's `modelled_working_bytes`.
+        `{"settings", "versions", "hardware", "started", "command", "variants", "rows"}`. A row has `variant`,
+        `length`, `outcome` (`ok`; `oom`; `timeout`; `skipped`: a shorter length of the variant ran out already;
+        `error`) and `reason`. Where it is `ok`, `ttft_seconds`, `prefill_tokens_per_second` and
+        `decode_tokens_per_second` (at that depth) are `{"median", "low", "high", "values"}` with quartiles, and in
+        bytes there are `peak_bytes` (of all runs, weights and libraries included), `working_bytes` (the most that the
+        prefill took beside what was there before, None where the system does not tell), `weight_bytes`,
+        `reserved_bytes` (CUDA's allocator), `cache_bytes` (counted from the tensors, after the last token),
+        `described_cache_bytes` (what `describe` says), `cache_storage_bytes` (memory behind those tensors), and
+        `modelled_working_bytes` (the cost model's).
 
     Raises:
         ValueError: settings that cannot work, before anything has run, or a folder with another run.
@@ -168,7 +169,7 @@ def _subjects(
     for variant in chosen:
         if variant.name == EAGER:
             raise ValueError(
-                f"the variant name {EAGER!r} is reserved for the untouched model under standard attention: choose another"
+                f"the variant name {EAGER!r} is reserved for the model under standard attention: choose another"
             )
         if variant.name != STOCK or stock:
             subjects.append(_Subject(variant, None, _method(variant)))
@@ -215,8 +216,10 @@ def _row(
         args = {"itemsize": itemsize, "chunk": settings["chunk"], "device": device, "count": False}
         modelled = cost(sizes, subject.method, length, **args).working_bytes
     prefill, decode = found["prefill_seconds"], found["decode_seconds"]
-    same = ("baseline_bytes", "working_bytes", "peak_bytes", "reserved_bytes", "weight_bytes", "cache_bytes")
-    same += ("cache_storage_bytes", "first_seconds", "threads", "device", "implementation", "backends")
+    same = (
+        "baseline_bytes", "working_bytes", "peak_bytes", "reserved_bytes", "weight_bytes", "cache_bytes",
+        "cache_storage_bytes", "first_seconds", "threads", "device", "implementation", "backends",
+    )  # fmt: skip
     return {
         "outcome": "ok",
         "reason": None,

@@ -1,6 +1,7 @@
 """One cost measurement, in a process of its own: `python -m hf_longctx.measure.cost_child TASK.json RESULT.json`.
 
-The first run is not timed: it warms up kernels, and its memory is measured. The runs after it are timed. The last token's logits alone are made, and the end of a text stops nothing.
+The first run is not timed: it warms up kernels, and its memory is measured. The runs after it are timed. The last
+token's logits alone are made, and the end of a text stops nothing.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ class Cost:
 
     Attributes:
         tokens: length of the prompt.
-        matrix_bytes: scores of one head of one layer, as stored at once; for flash and patterns its log-sum-exps, for a
-            recurrent layer one head's state.
+        matrix_bytes: scores of one head of one layer, as stored at once; for flash and patterns its log-sum-exps, for
+            a recurrent layer one head's state.
         matrix_flops: operations of one head of the costliest layer.
         layer_bytes: the same scores for all heads of a layer.
         layer_flops: operations of the costliest layer's attention or recurrence, all heads.
@@ -161,8 +161,12 @@ def mamba2_state(a: Architecture) -> StateSize:
     heads, groups, dim = a.heads, a.shape.kv_heads, a.head_dim
     channels = heads * dim + 2 * groups * dim
     chunk = state = dim
-    scan = 2 * (chunk * state * groups + chunk * dim * heads + 2 * state * dim * heads) + 2 * state * dim * heads // chunk
-    return StateSize(conv=TAPS * channels, state=heads * dim * state, inner=heads * dim, flops=2 * TAPS * channels + scan)
+    scan = (
+        2 * (chunk * state * groups + chunk * dim * heads + 2 * state * dim * heads) + 2 * state * dim * heads // chunk
+    )
+    return StateSize(
+        conv=TAPS * channels, state=heads * dim * state, inner=heads * dim, flops=2 * TAPS * channels + scan
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -170,14 +174,16 @@ def pairs(pattern: Pattern, n: int) -> tuple[int, ...] | None:
     """Visible pairs among n tokens, for each entry of `Heads` or once for all heads.
 
     Random blocks are counted for layer 0 and head 0; in a union, draws that overlap its other members differ a little
-    elsewhere. None for a pattern that is known by its rule alone, past `COUNTED` tokens: counting it takes n x n steps.
+    elsewhere. None for a pattern that is known by its rule alone, past `COUNTED` tokens: it takes n x n steps.
     """
     import torch
 
     heads = len(pattern.entries) if isinstance(pattern, Heads) else 1
-    if n > COUNTED and type(pattern).count is Pattern.count:
-        if any(pattern.rows(torch.arange(1), head=head) is None for head in range(heads)):
-            return None
+    slow = type(pattern).count is Pattern.count and any(
+        pattern.rows(torch.arange(1), head=head) is None for head in range(heads)
+    )
+    if slow and n > COUNTED:
+        return None
     return tuple(pattern.count(n, head=head) for head in range(heads))
 
 

@@ -79,10 +79,10 @@ def published(name: str | None = None) -> list[dict[str, Any]]:
 
     Returns:
         A dict each: `suite`, `model`, `parameters`, `claimed` (tokens or None), `printed` (the effective length as its
-        authors print it, or None), `effective` (tokens by the rule, or None), `effective_text`, `differs` (whether the two
-        disagree), `line`, `base` (short score or None), `scores` ({tokens: per cent}), `by_authors` (reported by the
-        model's own authors), `pattern` and `rope` (where known), `architecture_status`, and `source` (title, url,
-        paper, date, status).
+        authors print it, or None), `effective` (tokens by the rule, or None), `effective_text`, `differs` (whether the
+        two disagree), `line`, `base` (short score or None), `scores` ({tokens: per cent}), `by_authors` (reported by
+        the model's own authors), `architecture` (a family or None), `pattern` and `rope` (where known),
+        `architecture_status`, and `source` (title, url, paper, date, status).
 
     Raises:
         ValueError: no model of that name.
@@ -111,6 +111,7 @@ def published(name: str | None = None) -> list[dict[str, Any]]:
                 "base": row.get("base"),
                 "scores": {int(length): score for length, score in row["scores"].items()},
                 "by_authors": row["by_authors"],
+                "architecture": row["architecture"],
                 "pattern": known.get("pattern"),
                 "rope": known.get("rope"),
                 "architecture_status": known.get("status"),

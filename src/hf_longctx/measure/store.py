@@ -80,9 +80,7 @@ class RunStore:
         if (out / self._run_name).is_file():
             self.run = _agreed(out, json.loads((out / self._run_name).read_text(encoding="utf-8")), settings)
         elif (out / self._rows_name).is_file():
-            raise ValueError(
-                f"out={str(out)!r} holds {self._rows_name} but no {self._run_name}: choose another --out"
-            )
+            raise ValueError(f"out={str(out)!r} holds {self._rows_name} but no {self._run_name}: choose another --out")
         else:
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / self._run_name, self.run)

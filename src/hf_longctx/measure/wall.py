@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hf_longctx.hf.architecture import Architecture
-from hf_longctx.patterns import gallery, parse, presets
+from hf_longctx.patterns import Layers, Pattern, gallery, parse, presets
 
 from .cost_model import FLASH, STANDARD, Cost, Method, cost, longest
 from .machines import Machine
@@ -37,7 +37,7 @@ def methods(attention: Iterable[str] | None = None, *, mamba: str = "*") -> list
     ['standard', 'flash', 'window:1024', 'mamba2 in 1::2']
     """
     if attention is None:
-        chosen = {str(p): p for name, p in gallery(TYPICAL) if name != "full"}
+        chosen: dict[str, Pattern | Layers] = {str(p): p for name, p in gallery(TYPICAL) if name != "full"}
         chosen |= {name: parse(text) for name, text in presets().items()}
     else:
         chosen = {text: parse(text) for text in attention}

@@ -92,7 +92,9 @@ def _scores(document: dict[str, Any]) -> list[tuple[str, list[int | None], Any]]
             ("layer_bytes", f"a layer ({heads} heads)", "--"),
             ("all_scores_bytes", f"all {rows[0]['matrices']:,} matrices", "-"),
         )
-        lines += [(label, [row[key] for row in rows], (_FIXED["standard"], dashes, 2.4)) for key, label, dashes in parts]
+        lines += [
+            (label, [row[key] for row in rows], (_FIXED["standard"], dashes, 2.4)) for key, label, dashes in parts
+        ]
     if "flash" in by_name:
         rows = [row["layer_bytes"] for row in by_name["flash"]]
         lines.append(("flash: a layer's log-sum-exps", rows, (_FIXED["flash"], "-", 2.4)))
@@ -116,25 +118,25 @@ def _panel(
         points = next((known for known in together if _alike(known, points)), points)
         together.setdefault(points, []).append(name)
         style.setdefault(points, look)
-    for values in together:
-        colour, dashes, width = style[values]
-        axes.plot(lengths, values, color=colour, linestyle=dashes, linewidth=width)
-    low = min(v for values in together for v in values if v)
-    high = max(v for values in together for v in values if v)
+    for points in together:
+        colour, dashes, width = style[points]
+        axes.plot(lengths, points, color=colour, linestyle=dashes, linewidth=width)
+    low = min(v for points in together for v in points if v)
+    high = max(v for points in together for v in points if v)
     axes.set_ylim(low / 3, high * 8)
-    places = _spread([_share(values[-1] or 1, low / 3, high * 8) for values in together])
-    for place, (values, names) in zip(places, together.items()):
+    places = _spread([_share(points[-1] or 1, low / 3, high * 8) for points in together])
+    for place, (points, names) in zip(places, together.items()):
         label = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
         axes.annotate(
             label,
-            (lengths[-1], values[-1]),
+            (lengths[-1], points[-1]),
             (1.03, place),
             textcoords="axes fraction",
-            color=style[values][0],
+            color=style[points][0],
             fontsize=8.5,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": style[values][0], "linewidth": 0.7, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": style[points][0], "linewidth": 0.7, "relpos": (0, 0.5)},
         )
     ticks = list(lengths[:: max(1, len(lengths) // 6)])
     axes.set_xticks(ticks, [length_label(n) for n in ticks])
