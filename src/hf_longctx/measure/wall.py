@@ -75,6 +75,8 @@ def wall(
     """
     if not lengths:
         raise ValueError("lengths is empty: give at least one, such as 1k,32k,1m")
+    for method in compared:
+        cost(a, method, 1, count=False)  # a plan that does not fit is refused before the long work
     shown = []
     for method in compared:
         rows = []
