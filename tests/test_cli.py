@@ -98,7 +98,39 @@ def test_env_knows_forward_only_and_what_is_missing(monkeypatch):
 
 
 def test_models(run):
-    assert set(json.loads(run("models", "--json")[1])["tested"]) >= {"Llama", "Gemma 3"}
+    models = json.loads(run("models", "--json")[1])
+    assert set(models["tested"]) >= {"Llama", "Gemma 3"}
+    assert "llama-3.1-8b" in models["public"]
+    assert {row["suite"] for row in models["published"]} == {"ruler", "nolima", "babilong"}
+    shown = run("models", "qwen3-14b")[1]
+    assert ">128K" in shown
+    assert "64K !" in shown
+
+
+def test_wall_works_from_a_config_alone(tmp_path, run):
+    """Bytes are integers, every method has a row a length, and the plot is a PNG."""
+    build("mistral").config.save_pretrained(tmp_path / "model")
+    plot = tmp_path / "wall.png"
+    words = ("wall", str(tmp_path / "model"), "--attention", "window:8", "--attention", "0=full;*=block:4", "--memory")
+    code, out, err = run(*words, "1MB", "--lengths", "1k,64", "--out", str(plot), "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert [m["name"] for m in document["methods"]] == ["standard", "flash", "window:8", "0=full;*=block:4", "mamba2"]
+    for method in document["methods"]:
+        assert [row["tokens"] for row in method["rows"]] == [64, 1024]
+        assert all(isinstance(value, int) for row in method["rows"] for value in row.values())
+    assert document["machine"]["memory"] == 10**6
+    assert document["methods"][0]["fits"]["matrix_bytes"] == 707
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_wall_prints_every_pattern_and_preset(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("wall", "smollm2-135m", "--lengths", "256,512", "--memory", "l4")
+    assert code == 0, err
+    for name in ("standard: one matrix", "flash", "mamba2", "longnet", "window:1024", "NVIDIA L4", "plot: wall.png"):
+        assert name in out
+    assert (tmp_path / "wall.png").is_file()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,6 +172,14 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(tmp_path, run):
         (("needle", "{nowhere}", "--needles", "many"), "shared, single"),
         (("needle", "{nowhere}", "--style", "plain"), "prefix, chat, base"),
         (("describe", "{patched}", "--rope", "yarn:2"), "was saved patched"),
+        (("wall", "{nowhere}"), "llama-3.1-8b"),
+        (("wall", "{model}", "--memory", "h10"), "did you mean 'h100'"),
+        (("wall", "{model}", "--attention", "windw:8"), "did you mean 'window'"),
+        (("wall", "{model}", "--mamba", "99"), "matches no layer"),
+        (("cost", "{model}", "--lengths", "1x"), "1x"),
+        (("cost", "{model}", "--variant", "x"), "variant 'x'"),
+        (("cost", "{nowhere}"), "cannot be loaded"),
+        (("models", "nobody"), "no published model"),
     ],
 )
 def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
@@ -154,5 +194,5 @@ def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
 
 def test_help_names_every_command(run):
     shown = run("--help")[1]
-    for command in ("needle", "report", "rope", "describe", "patterns", "models", "env"):
+    for command in ("needle", "cost", "wall", "report", "rope", "describe", "patterns", "models", "env"):
         assert command in shown

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.xdist_group("readme")
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SMALL = {"--lengths": "256", "--depths": "1"}
+SMALL = {"--lengths": "256", "--depths": "1", "--repeats": "1"}
+#: Each variant of `cost` is a process that loads the model anew.
+SHORTER = {"cost": ["--steps", "1", "--no-stock"]}
 
 
 def blocks(language: str) -> list[str]:
@@ -66,6 +68,7 @@ def test_commands_run(command, bundled, folder, monkeypatch, capsys):
     for option, small in SMALL.items():
         if option in words:
             words[words.index(option) + 1] = small
+    words += SHORTER.get(words[1], [])
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as exit_:

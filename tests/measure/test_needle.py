@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from hf_longctx import is_patched, patch
+from hf_longctx import describe, is_patched, patch
 from hf_longctx.measure import needle as module
 from hf_longctx.measure import run_needle, subject
 from hf_longctx.measure.store import row_key
@@ -192,6 +192,22 @@ def test_what_cannot_work_is_refused_before_anything_is_written(model, tokenizer
     with pytest.raises(ValueError, match="choose shorter lengths"):
         run_needle(model, tokenizer, out=out, **SETTINGS)
     assert not out.exists()
+
+
+def test_the_memory_check_knows_which_variant_drops_keys(model, monkeypatch):
+    from hf_longctx.measure.variants import STOCK, Variant, parse_variant
+
+    window = parse_variant("w: attention=window:32+global:4")
+    with subject.patched_as(model, window):
+        need = describe(model).cache_bytes(1 << 20)
+    monkeypatch.setattr(subject, "free_memory", lambda device: need)
+    subject.check_memory(model, 1 << 20, [window])
+    with pytest.raises(ValueError, match="under 'stock'"):
+        subject.check_memory(model, 1 << 20, [window, Variant(STOCK)])
+    monkeypatch.setattr(subject, "free_memory", lambda device: need - 1)
+    with pytest.raises(ValueError, match="under 'w'"):
+        subject.check_memory(model, 1 << 20, [window])
+    assert not is_patched(model)
 
 
 def test_invalid_is_never_a_miss(model, tokenizer, quick):

@@ -21,11 +21,8 @@ def describe(
     Raises:
         ValueError: no such model, or a patch that it refuses.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     import hf_longctx as lc
-    from hf_longctx.hf.loading import load_config
+    from hf_longctx.hf.loading import load_config, skeleton
     from hf_longctx.hf.saving import take_plan
 
     config = load_config(model)
@@ -36,14 +33,8 @@ def describe(
                 f"model {model!r} was saved patched: leave --attention and --rope out, or unpatch it first"
             )
         plan = take_plan(config)
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
+    network = skeleton(config)
     if plan["attention"] is not None or plan["rope"] is not None:
-        # Frequencies are computed, so the rotary modules need real memory.
-        from hf_longctx.hf.rotary import rotary_modules
-
-        for module in rotary_modules(network):
-            module.to_empty(device="cpu")
         lc.patch(network, **plan)
     description = lc.describe(network)
     typer.echo(json.dumps(description.to_dict()) if as_json else str(description))

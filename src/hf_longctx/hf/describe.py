@@ -10,10 +10,11 @@ import torch
 
 from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
+from hf_longctx.hf.cache_size import layer_bytes, most_keys, token_bytes
 from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.hf.undo import STEPS
 from hf_longctx.patterns import parse, reach_through
-from hf_longctx.plan import LayerPlan
+from hf_longctx.plan import ATTENTION_KINDS
 from hf_longctx.rope import from_parameters
 from hf_longctx.rope import parse as parse_rope
 
@@ -93,17 +94,10 @@ class Description:
         Raises:
             ValueError: a negative number.
         """
-        from hf_longctx.hf.eviction import SLOT_BYTES, columns
-
         if tokens < 0:
             raise ValueError(f"tokens is {tokens}: it must be at least 0, such as 32768")
-        total = 0
-        for layer in self.layers:
-            if layer.cache_keys is None or self.implementation != NAME:
-                total += layer.kv_bytes * min(tokens, tokens if layer.cache_keys is None else layer.cache_keys)
-            else:
-                total += (layer.kv_bytes + SLOT_BYTES) * columns(tokens, layer.cache_keys)
-        return total
+        evicting = self.implementation == NAME
+        return sum(layer_bytes(tokens, one.kv_bytes, one.cache_keys, evicting=evicting) for one in self.layers)
 
     def __str__(self) -> str:
         header = (
@@ -206,8 +200,10 @@ def describe(model: Any) -> Description:
                 own_window=plan.own,
                 backend=backend,
                 reach=_finite(plan.pattern.reach(1)),
-                kv_bytes=_kv_bytes(modules.get(plan.index), model),
-                cache_keys=_cache_keys(plan, implementation),
+                kv_bytes=token_bytes(config, model.dtype.itemsize, modules.get(plan.index))
+                if plan.kind in ATTENTION_KINDS
+                else 0,
+                cache_keys=most_keys(plan, evicting=implementation == NAME),
             )
         )
     return Description(
@@ -248,20 +244,3 @@ def _layer_rope(config: Any, kind: str, scaling: str) -> str:
 
 def _finite(reach: float) -> int | None:
     return None if math.isinf(reach) else int(reach)
-
-
-def _cache_keys(plan: LayerPlan, implementation: str) -> int | None:
-    from hf_longctx.hf.eviction import most_columns
-
-    if implementation != NAME:
-        # transformers keeps the window less the query itself.
-        return None if plan.own is None else plan.own - 1
-    return most_columns(plan.pattern)
-
-
-def _kv_bytes(module: Any, model: Any) -> int:
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
-    size = size or config.hidden_size // config.num_attention_heads
-    return 2 * heads * int(size) * model.dtype.itemsize

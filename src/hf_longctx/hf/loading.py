@@ -62,6 +62,24 @@ def load_model(
 
     Args:
         name: hub id, local folder, or `demo`.
+        dtype: as for `load_weights`.
+        device: as for `load_weights`.
+
+    Raises:
+        ValueError: no such model, or an unknown dtype.
+    """
+    _check_dtype(dtype)
+    tokenizer = load_tokenizer(name)
+    return load_weights(name, dtype=dtype, device=device), tokenizer
+
+
+def load_weights(
+    name: str, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+) -> PreTrainedModel:
+    """A model in evaluation mode, without its tokenizer.
+
+    Args:
+        name: hub id, local folder, or `demo`.
         dtype: `float32`, `bfloat16`, `float16`, or a torch dtype; default float32 on CPU, the checkpoint's on CUDA.
         device: default CUDA where there is one, else CPU.
 
@@ -72,16 +90,37 @@ def load_model(
 
     from hf_longctx.hf.saving import from_pretrained
 
+    _check_dtype(dtype)
     device = _device(device)
     if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
         dtype = getattr(torch, dtype)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else "auto"
-    tokenizer = load_tokenizer(name)
-    model = _load(from_pretrained, name, dtype=dtype)
-    return model.to(device).eval(), tokenizer
+    return _load(from_pretrained, name, dtype=dtype).to(device).eval()
+
+
+def skeleton(config: Any) -> PreTrainedModel:
+    """The model that a configuration describes, without memory: for `describe`, and to try a patch on.
+
+    Args:
+        config: a transformers configuration of a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hf_longctx.hf.rotary import rotary_modules
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    # Frequencies are computed, so the rotary modules need real memory.
+    for module in rotary_modules(model):
+        module.to_empty(device="cpu")
+    return model
+
+
+def _check_dtype(dtype: str | torch.dtype | None) -> None:
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

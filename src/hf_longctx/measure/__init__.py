@@ -1,8 +1,9 @@
 """Measuring what a model really recalls over its context, variant by variant.
 
-`run_needle` is the needle test. Everything else is reached by its module: `haystack` and `needles` for the material,
-`prompts`, `placement` and `grid` for what is asked, `probe` for how, `store` for the files, `stats` for the numbers
-and `report` for the page.
+`run_needle` is the needle test, `run_cost` measures time and memory. Everything else is reached by its module:
+`haystack` and `needles` for the material, `prompts`, `placement` and `grid` for what is asked, `probe` for how,
+`store` for the files, `stats` for the numbers, `report` for the page, `cost_model` and `wall` for costs by formula,
+and `published` for other people's figures.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cost import run_cost
     from .needle import run_needle
     from .variants import Variant, parse_variant
 
-__all__ = ["Variant", "parse_variant", "run_needle"]
+__all__ = ["Variant", "parse_variant", "run_cost", "run_needle"]
 
-_HOMES = {"Variant": "variants", "parse_variant": "variants", "run_needle": "needle"}
+_HOMES = {"Variant": "variants", "parse_variant": "variants", "run_cost": "cost", "run_needle": "needle"}
 
 
 def __getattr__(name: str) -> Any:

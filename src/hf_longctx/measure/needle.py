@@ -102,7 +102,7 @@ def run_needle(
     asked = {trial: grid.probes(trial) for trial in range(trials)}
     with as_loaded(model) as loaded:
         chosen = as_variants(variants, stock=stock, loaded=loaded)
-        check_memory(model, max(grid.lengths))
+        check_memory(model, max(grid.lengths), chosen)
         looked_at = {variant.name: look_at(model, variant) for variant in chosen}
         command = command or _python_call(chosen, grid, trials)
         store = RunStore(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the files in a run's folder."""
 
+_RUNS = {"run.json", "cost.json"}
+"""What a folder of runs holds: a recall run, a cost run, or both."""
+
 Key = tuple[str, int, int, float | None, str]
 """What makes a row unique: variant, trial, length, depth, kind."""
 
@@ -61,14 +64,19 @@ class RunStore:
         out: the folder; made if missing. None keeps everything in memory.
         settings: whatever changes rows, as JSON types. A folder written with other settings is refused.
         facts: what else `run.json` says, written once: command, versions, hardware, time.
+        name: what the files are called; `rows` gives `rows.jsonl` and `run.json`, `cost` gives `cost.jsonl` and
+            `cost.json`, so that one folder holds a recall run and a cost run.
 
     Raises:
         ValueError: if the folder holds a run with other settings, another schema, something else, or a damaged file,
             or another process is writing to it.
     """
 
-    def __init__(self, out: Path | None, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, out: Path | None, settings: Mapping[str, Any], facts: Mapping[str, Any], *, name: str = "rows"
+    ) -> None:
         self.out = out
+        self._rows_name, self._run_name = f"{name}.jsonl", "run.json" if name == "rows" else f"{name}.json"
         self.rows: dict[Key, dict[str, Any]] = {}
         self.run: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), **facts, "variants": {}}
         self._file: int | None = None
@@ -77,23 +85,23 @@ class RunStore:
             return
         if out.exists() and not out.is_dir():
             raise ValueError(f"out={str(out)!r} is a file: choose a folder for the run")
-        known = (out / "run.json").is_file()
+        known = (out / self._run_name).is_file()
         others = [] if known or not out.exists() else sorted(p.name for p in out.iterdir() if p.name[0] != ".")
-        if "rows.jsonl" in others:
-            raise ValueError(f"out={str(out)!r} holds rows.jsonl but no run.json: choose another --out")
-        if others:
+        if self._rows_name in others:
+            raise ValueError(f"out={str(out)!r} holds {self._rows_name} but no {self._run_name}: choose another --out")
+        if others and not _RUNS & set(others):
             raise ValueError(
                 f"out={str(out)!r} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} but no "
-                "run.json: choose a new or empty folder"
+                f"{self._run_name}: choose a new or empty folder"
             )
         out.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(out)
         try:
             if known:
-                self.run = _agreed(out, _read_run(out / "run.json"), settings)
+                self.run = _agreed(out, _read_run(out / self._run_name), settings)
             else:
-                write_json(out / "run.json", self.run)
-            for row in _read_rows(out / "rows.jsonl"):
+                write_json(out / self._run_name, self.run)
+            for row in _read_rows(out / self._rows_name):
                 self.rows[row_key(row)] = row
         except BaseException:
             self._lock.release()
@@ -119,7 +127,7 @@ class RunStore:
         if known != facts:
             self.run["variants"][name] = facts
             if self.out is not None:
-                write_json(self.out / "run.json", self.run)
+                write_json(self.out / self._run_name, self.run)
 
     def note_command(self, command: str, variants: Collection[str]) -> None:
         """Keep how the run was started: one command if it names all variants so far, else one a line.
@@ -133,7 +141,7 @@ class RunStore:
         if (told := "\n".join(dict.fromkeys(commands))) != self.run.get("command"):
             self.run["command"] = told
             if self.out is not None:
-                write_json(self.out / "run.json", self.run)
+                write_json(self.out / self._run_name, self.run)
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Keep a row; it is on its way to disk, as one full line, when this returns.
@@ -145,7 +153,7 @@ class RunStore:
         if self.out is None:
             return
         if self._file is None:
-            self._file = os.open(self.out / "rows.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = os.open(self.out / self._rows_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(self._file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
 
     def close(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hf_longctx.hf.lengths import length_dependent
 
 from .environment import free_memory
-from .variants import AS_LOADED, Variant
+from .variants import AS_LOADED, STOCK, Variant
 
 
 def patched_as(model: Any, variant: Variant) -> contextlib.AbstractContextManager[Any]:
@@ -122,29 +122,30 @@ def learned_positions(model: Any) -> int | None:
     return None
 
 
-def check_memory(model: Any, length: int) -> None:
-    """Refuse a length whose keys and values alone do not fit in free memory.
+def check_memory(model: Any, length: int, variants: Iterable[Variant] = ()) -> None:
+    """Refuse a length at which the cache of a variant alone does not fit in free memory.
 
     Args:
-        model: a Hugging Face causal LM, not patched.
+        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
         length: tokens.
+        variants: what will run; a variant that drops keys needs less than the model as it is. None given: the model
+            as it is.
 
     Raises:
-        ValueError: if they do not fit.
+        ValueError: if one does not fit.
     """
-    config = model.config.get_text_config(decoder=True)
-    if not getattr(config, "num_attention_heads", None):
-        return
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    need = 2 * kinds.count("full_attention") * heads * size * length * model.dtype.itemsize
+    from hf_longctx import describe
+
     free = free_memory(str(model.device))
-    if free is not None and need > free:
-        raise ValueError(
-            f"lengths: {length} tokens need {need / 2**30:.1f} GiB of keys and values and {free / 2**30:.1f} GiB are "
-            "free: choose shorter lengths, a smaller dtype or a larger machine"
-        )
+    for variant in tuple(variants) or (Variant(STOCK),):
+        with patched_as(model, variant):
+            need = describe(model).cache_bytes(length)
+        if free is not None and need > free:
+            raise ValueError(
+                f"lengths: {length} tokens need {need / 2**30:.1f} GiB of keys and values under {variant.name!r}, and "
+                f"{free / 2**30:.1f} GiB are free: choose shorter lengths, a pattern that drops keys, a smaller dtype "
+                "or a larger machine"
+            )
 
 
 def _backends(plan: Mapping[str, Any]) -> dict[str, str]:

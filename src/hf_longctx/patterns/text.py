@@ -156,19 +156,28 @@ def _split(text: str, separator: str) -> list[str]:
     return parts
 
 
-def gallery() -> Iterable[tuple[str, Pattern]]:
-    """A small example of every registered pattern and preset, for pictures and for tests that loop over all.
+def gallery(sizes: Mapping[str, int] | None = None) -> Iterable[tuple[str, Pattern]]:
+    """An example of every registered pattern, for pictures, for cost tables, and for tests that loop over all.
 
-    A pattern may give its own with a class attribute `example` (a text form); otherwise each whole number gets a small
-    value.
+    Args:
+        sizes: values of the fields by name; a required field that it lacks gets 128, an optional one its default.
+            None makes small ones: a pattern may give its own with a class attribute `example` (a text form);
+            otherwise each whole number gets a small value.
+
+    >>> dict(gallery({"window": 1024, "dilation": 4}))["dilated"]
+    Dilated(window=1024, dilation=4)
     """
     for name in names():
         cls = REGISTRY[name]
-        text = getattr(cls, "example", None)
+        text = getattr(cls, "example", None) if sizes is None else None
         if text is None:
-            small = {"window": 6, "tokens": 2, "size": 4}
-            numbers = [str(small.get(f.name, 2)) for f in fields(cls)][: max(required(cls), min(2, len(fields(cls))))]
-            text = f"{name}:{','.join(numbers)}" if numbers else name
+            if sizes is None:
+                small = {"window": 6, "tokens": 2, "size": 4}
+                chosen = {f.name: small.get(f.name, 2) for f in fields(cls)[: max(required(cls), 2)]}
+            else:
+                order = [f.name for f in fields(cls)]
+                chosen = {f: sizes.get(f, 128) for f in order if f in order[: required(cls)] or f in sizes}
+            text = f"{name}:{','.join(f'{k}={v}' for k, v in chosen.items())}" if chosen else name
         yield name, _pattern(text)
 
 

@@ -1,0 +1,148 @@
+"""`hf-longctx cost`: time, memory and cache of a model at each length, measured, stock and patched."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def cost(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")],
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option("--attention", help="Short for a variant 'patched' with this pattern.")
+    ] = None,
+    rope: Annotated[
+        str | None, typer.Option("--rope", help="Short for a variant 'patched' with this scaling.")
+    ] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k.")] = "1k,2k,4k",
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs, after one that is not.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", help="Tokens decoded after the prompt.")] = 16,
+    chunk: Annotated[
+        str | None, typer.Option("--chunk", help="Rows of one forward of the prompt. [default: all at once]")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="What a process may take, such as 8GB. [default: what is free]")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one variant and length.")] = 600.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random prompt.")] = 0,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
+    ] = None,
+    no_stock: Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")] = False,
+    no_standard: Annotated[
+        bool, typer.Option("--no-standard", help="Leave standard attention, whose scores are stored, out.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print settings and rows as one JSON document.")] = False,
+) -> None:
+    """Time the first token, prefill and decoding, and measure memory and cache, each in a process of its own.
+
+    Raises:
+        ValueError: settings that cannot work, or a folder that holds another run.
+    """
+    from hf_longctx.cli.needle import parse_lengths
+    from hf_longctx.measure.cost import run_cost
+    from hf_longctx.measure.machines import read_bytes
+    from hf_longctx.rope.text import read_length
+
+    tokens = parse_lengths(lengths)
+    given = [f"{key}={text}" for key, text in (("attention", attention), ("rope", rope)) if text is not None]
+    asked = [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
+    try:
+        document = run_cost(
+            model,
+            variants=asked,
+            lengths=tokens,
+            repeats=repeats,
+            steps=steps,
+            chunk=None if chunk is None else read_length(chunk),
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            memory=None if memory is None else read_bytes(memory),
+            timeout=timeout,
+            out=out,
+            stock=not no_stock,
+            standard=not no_standard,
+            on_row=_line,
+            command=shlex.join(["hf-longctx", *sys.argv[1:]]),
+        )
+    except KeyboardInterrupt:
+        kept = f"what was measured is in {out}; the same command goes on from there" if out else "nothing was kept"
+        typer.echo(f"stopped: {kept}", err=True)
+        raise typer.Exit(130) from None
+    chosen = [row for row in document["rows"] if row["length"] in tokens]
+    if as_json:
+        typer.echo(json.dumps(document | {"rows": chosen}))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(chosen))
+    if out is not None:
+        console.print(f"rows: {out / 'cost.jsonl'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _line(row: dict[str, Any]) -> None:
+    """A line on stderr as soon as a row is there."""
+    said = row["outcome"] if row["outcome"] != "ok" else f"{row['ttft_seconds']['median']:.2f} s to the first token"
+    reason = f" ({row['reason']})" if row["reason"] else ""
+    typer.echo(f"{row['variant']:<12} {row['length']:>9,} tokens  {said}{reason}, {row['seconds']:.0f} s", err=True)
+
+
+def table(rows: list[dict[str, Any]]) -> Any:
+    """The rows for the terminal.
+
+    Args:
+        rows: as `run_cost` returns them.
+
+    Returns:
+        A rich table.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from hf_longctx.cli.wall import size
+    from hf_longctx.measure.heatmap import length_label
+
+    caption = "working: the most that the prefill took beside the weights; model: the same by formula"
+    laid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    for heading in ("tokens", "variant"):
+        laid.add_column(heading, style="bold", no_wrap=True)
+    for heading in ("first\ntoken s", "prefill\ntok/s", "decode\ntok/s", "peak", "working", "model", "cache"):
+        laid.add_column(heading, justify="right", no_wrap=heading != "cache")
+    for row in rows:
+        head = (length_label(row["length"]), row["variant"])
+        if row["outcome"] != "ok":
+            laid.add_row(*head, row["outcome"])
+            continue
+        timed = ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
+        sizes = ("peak_bytes", "working_bytes", "modelled_working_bytes", "cache_bytes")
+        cells = [size(row[key]) for key in sizes]
+        if row["cache_bytes"] != row["described_cache_bytes"]:
+            cells[-1] += f", described {size(row['described_cache_bytes'])}"
+        laid.add_row(*head, *(_about(row[key]) for key in timed), *cells)
+    return laid
+
+
+def _about(part: dict[str, Any]) -> str:
+    """Median, and half the distance of the quartiles in per cent of it.
+
+    >>> _about({"median": 1234.0, "low": 1200.0, "high": 1280.0})
+    '1,234 ±3%'
+    >>> _about({"median": 0.0512, "low": 0.05, "high": 0.0512})
+    '0.0512 ±1%'
+    """
+    middle = part["median"]
+    shown = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
+    return f"{shown} ±{50 * (part['high'] - part['low']) / middle:.0f}%"

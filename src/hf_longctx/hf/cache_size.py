@@ -1,0 +1,62 @@
+"""How many bytes a cache takes: one place for `describe`, the memory check before a run, and the cost model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_longctx.plan import LayerPlan
+
+
+def token_bytes(config: Any, itemsize: int, module: Any = None) -> int:
+    """Bytes of keys and values that one token adds to the cache of one layer: 2 x key-value heads x head size.
+
+    Args:
+        config: a model's configuration.
+        itemsize: bytes of a number, 2 for bfloat16.
+        module: the layer's attention module, which knows its head size best; None reads the config alone.
+
+    >>> from transformers import LlamaConfig
+    >>> shape = dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32)
+    >>> 32 * token_bytes(LlamaConfig(**shape), 2) == 128 * 1024  # Llama 3 8B: 128 KiB a token
+    True
+    """
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
+    size = size or getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * heads * int(size) * itemsize
+
+
+def most_keys(plan: LayerPlan, *, evicting: bool) -> int | None:
+    """The most keys that a layer's cache holds between two forwards; None where it drops none.
+
+    Args:
+        plan: what the layer attends to.
+        evicting: whether the cache is this package's, which follows the pattern with some slack. transformers' own
+            keeps a layer's window less the query itself, which comes with the next forward.
+    """
+    from hf_longctx.hf.eviction import most_columns
+
+    if evicting:
+        return most_columns(plan.pattern)
+    return None if plan.own is None else plan.own - 1
+
+
+def layer_bytes(tokens: int, per_token: int, most: int | None, *, evicting: bool) -> int:
+    """Bytes that the cache of one layer and one sequence takes after `tokens` tokens.
+
+    Args:
+        tokens: tokens seen, prompt and generated ones.
+        per_token: what `token_bytes` says.
+        most: what `most_keys` says.
+        evicting: as there. Such a cache stores a slot number beside each key, and has columns to spare.
+
+    >>> layer_bytes(1_000_000, 4096, None, evicting=True), layer_bytes(1_000_000, 4096, 1280, evicting=True)
+    (4096000000, 5253120)
+    """
+    from hf_longctx.hf.eviction import SLOT_BYTES, columns
+
+    if most is None:
+        return per_token * tokens
+    if not evicting:
+        return per_token * min(tokens, most)
+    return (per_token + SLOT_BYTES) * columns(tokens, most)

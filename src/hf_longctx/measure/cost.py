@@ -1,0 +1,269 @@
+"""What a length really costs: time, memory and cache, each measured in a process of its own, beside the cost model."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hf_longctx.hf.architecture import Architecture, architecture
+from hf_longctx.hf.loading import DTYPES, load_config, skeleton
+from hf_longctx.patterns import parse
+
+from .cost_child import Task
+from .cost_model import FLASH, STANDARD, Method, cost
+from .environment import free_memory, hardware, versions
+from .store import RunStore, row_key
+from .subject import look_at
+from .variants import STOCK, Variant, as_variants
+
+logger = logging.getLogger(__name__)
+
+#: The name of the untouched model under standard attention, whose scores are stored.
+EAGER = "standard"
+TIMEOUT = 600.0
+"""Seconds that one measurement may take, loading included."""
+
+
+def run_cost(
+    model: str,
+    *,
+    variants: Iterable[str | Variant] | Mapping[str, Mapping[str, str]] = (),
+    lengths: Sequence[int],
+    repeats: int = 3,
+    steps: int = 16,
+    chunk: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    memory: int | None = None,
+    timeout: float = TIMEOUT,
+    out: str | Path | None = None,
+    stock: bool = True,
+    standard: bool = True,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Measure what a model and patched variants of it cost at each length.
+
+    Every variant and length runs in a process of its own, on random tokens, so that its memory is its own and running
+    out of it is a result. The first run of each is not timed; its memory is measured.
+
+    Args:
+        model: hub id, local folder or `demo`; a name, since other processes load it.
+        variants: what to compare, such as `"window: attention=window:1024+global:4"`.
+        lengths: tokens of the prompts.
+        repeats: timed runs, at least 1.
+        steps: tokens decoded after the prompt, at least 1.
+        chunk: rows of one forward of the prompt; None reads it at once, as `generate` does.
+        seed: of the random tokens.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: `cpu` or `cuda`.
+        memory: bytes that a process may take; past it a row says `oom`. None takes what is free on a CPU.
+        timeout: seconds for one variant and length, loading included.
+        out: folder for `cost.jsonl` and `cost.json`; a run that was stopped goes on there. None keeps nothing.
+        stock: whether the untouched model runs, with the attention that transformers chooses for it.
+        standard: whether it also runs with standard attention (transformers' `eager`), whose n x n scores are stored.
+        on_row: called with each new row.
+        command: how the user started this; kept in `cost.json`.
+
+    Returns:
+        `{"settings", "versions", "hardware", "started", "command", "variants", "rows"}`. A row has `variant`,
+        `length`, `outcome` (`ok`; `oom`; `timeout`; `skipped`: a shorter length of the variant ran out already;
+        `error`) and `reason`. Where it is `ok`, `ttft_seconds`, `prefill_tokens_per_second` and
+        `decode_tokens_per_second` (at that depth) are `{"median", "low", "high", "values"}` with quartiles, and in
+        bytes there are `peak_bytes` (of all runs, weights and libraries included), `working_bytes` (the most that the
+        prefill took beside what was there before, None where the system does not tell), `weight_bytes`,
+        `reserved_bytes` (CUDA's allocator), `cache_bytes` (counted from the tensors, after the last token),
+        `described_cache_bytes` (what `describe` says), `cache_storage_bytes` (memory behind those tensors), and
+        `modelled_working_bytes` (the cost model's).
+
+    Raises:
+        ValueError: settings that cannot work, before anything has run, or a folder with another run.
+    """
+    for name, value in (("repeats", repeats), ("steps", steps), ("chunk", chunk), ("memory", memory)):
+        if value is None and name in ("chunk", "memory"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
+    if timeout <= 0:
+        raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
+    if not lengths or min(lengths) < 1:
+        raise ValueError(f"lengths is {list(lengths)}: give at least one, each at least 1 token")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    subjects = _subjects(variants, stock=stock, standard=standard)
+    config = load_config(model)
+    network = skeleton(config)
+    facts = {subject.name: look_at(network, subject.variant) for subject in subjects}
+    settings = {
+        "model": model, "dtype": dtype, "device": device, "repeats": repeats, "steps": steps, "chunk": chunk,
+        "seed": seed, "memory": memory,
+    }  # fmt: skip
+    store = RunStore(
+        Path(out) if out is not None else None,
+        settings,
+        {
+            "command": command,
+            "versions": versions(),
+            "hardware": hardware(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+        name="cost",
+    )
+    for subject in subjects:
+        implementation = {} if subject.implementation is None else {"implementation": subject.implementation}
+        store.add_variant(subject.name, facts[subject.name] | implementation)
+    sizes = architecture(config)
+    try:
+        for length in sorted(set(lengths)):
+            for subject in subjects:
+                key = {"variant": subject.name, "trial": 0, "length": length, "depth": None, "kind": "cost"}
+                known = store.rows.get(row_key(key))
+                if known is not None and known["outcome"] != "error":
+                    continue
+                row = key | _row(subject, length, settings, timeout, sizes, store)
+                store.add_row(row)
+                if on_row is not None:
+                    on_row(row)
+    finally:
+        store.close()
+    order = {subject.name: i for i, subject in enumerate(subjects)}
+    rows = sorted(
+        (row for row in store.rows.values() if row["variant"] in order),
+        key=lambda row: (row["length"], order[row["variant"]]),
+    )
+    return {key: value for key, value in store.run.items() if key != "schema"} | {"rows": rows}
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A variant, transformers' attention function that it is given, and what the cost model calls it."""
+
+    variant: Variant
+    implementation: str | None
+    method: Method | None
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
+
+
+def _subjects(
+    variants: Iterable[str | Variant] | Mapping[str, Mapping[str, str]], *, stock: bool, standard: bool
+) -> list[_Subject]:
+    chosen = as_variants(variants, stock=stock or standard)
+    subjects = []
+    if standard:
+        subjects.append(_Subject(replace(Variant(STOCK), name=EAGER), "eager", STANDARD))
+    for variant in chosen:
+        if variant.name == EAGER:
+            raise ValueError(
+                f"the variant name {EAGER!r} is reserved for the model under standard attention: choose another"
+            )
+        if variant.name != STOCK or stock:
+            subjects.append(_Subject(variant, None, _method(variant)))
+    return subjects
+
+
+def _method(variant: Variant) -> Method | None:
+    if variant.mamba is not None:
+        return None
+    if variant.attention is None:
+        return FLASH
+    own = variant.own_windows or "intersect"
+    return Method(variant.name, attention=parse(variant.attention), patched=True, own_windows=own)
+
+
+def _row(
+    subject: _Subject,
+    length: int,
+    settings: Mapping[str, Any],
+    timeout: float,
+    sizes: Architecture,
+    store: RunStore,
+) -> dict[str, Any]:
+    for row in store.rows.values():
+        if row["variant"] == subject.name and row["length"] < length and row["outcome"] in ("oom", "timeout"):
+            return {"outcome": "skipped", "reason": f"{row['outcome']} at {row['length']} tokens", "seconds": 0.0}
+    on_cuda = str(settings["device"] or ("cuda" if hardware()["cuda"] else "cpu")).startswith("cuda")
+    memory = settings["memory"] or (None if on_cuda else free_memory("cpu"))
+    task = Task(
+        definition=subject.variant.definition(),
+        implementation=subject.implementation,
+        length=length,
+        **{key: settings[key] for key in ("model", "dtype", "device", "steps", "repeats", "chunk", "seed")},
+        memory=memory,
+    )
+    started = time.perf_counter()
+    found = _child(task, timeout)
+    seconds = round(time.perf_counter() - started, 1)
+    if found["outcome"] != "ok":
+        return found | {"seconds": seconds}
+    modelled = None
+    if subject.method is not None:
+        device, itemsize = found["device"], found["itemsize"]
+        args = {"itemsize": itemsize, "chunk": settings["chunk"], "device": device, "count": False}
+        modelled = cost(sizes, subject.method, length, **args).working_bytes
+    prefill, decode = found["prefill_seconds"], found["decode_seconds"]
+    same = (
+        "baseline_bytes", "working_bytes", "peak_bytes", "reserved_bytes", "weight_bytes", "cache_bytes",
+        "cache_storage_bytes", "first_seconds", "threads", "device", "implementation", "backends",
+    )  # fmt: skip
+    return {
+        "outcome": "ok",
+        "reason": None,
+        "ttft_seconds": spread(prefill),
+        "prefill_tokens_per_second": spread([length / one for one in prefill]),
+        "decode_tokens_per_second": spread([task.steps / one for one in decode]),
+        **{key: found[key] for key in same},
+        "described_cache_bytes": found["described_bytes"],
+        "modelled_working_bytes": modelled,
+        "seconds": seconds,
+    }
+
+
+def _child(task: Task, timeout: float) -> dict[str, Any]:
+    """Measure in another process; what becomes of it is the outcome."""
+    with tempfile.TemporaryDirectory(prefix="hf_longctx-") as folder:
+        ask, answer = Path(folder, "task.json"), Path(folder, "result.json")
+        ask.write_text(json.dumps(asdict(task)), encoding="utf-8")
+        words = [sys.executable, "-m", "hf_longctx.measure.cost_child", str(ask), str(answer)]
+        # The child finds what this process finds, from wherever it was started.
+        paths = os.pathsep.join(path for path in sys.path if path)
+        try:
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": paths}
+            )
+        except subprocess.TimeoutExpired:
+            return {"outcome": "timeout", "reason": f"not done after {timeout:g} seconds"}
+        if answer.is_file() and done.returncode == 0:
+            return json.loads(answer.read_text(encoding="utf-8"))
+    if done.returncode == -9:
+        return {"outcome": "oom", "reason": "killed by the system, which ran out of memory"}
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    logger.warning("measuring failed: %s", done.stderr.strip() or f"exit code {done.returncode}")
+    return {"outcome": "error", "reason": f"exit code {done.returncode}: {last[:300]}"}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and raw values of repeats.
+
+    >>> spread([3.0, 1.0, 2.0])
+    {'median': 2.0, 'low': 1.5, 'high': 2.5, 'values': [3.0, 1.0, 2.0]}
+    """
+    if len(values) == 1:
+        low = high = values[0]
+    else:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": statistics.median(values), "low": low, "high": high, "values": list(values)}

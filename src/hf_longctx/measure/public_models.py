@@ -1,0 +1,41 @@
+"""Configurations of public models, shipped so that their costs can be worked out with no hub and no weights."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+
+@lru_cache
+def public_models() -> dict[str, dict[str, Any]]:
+    """By short name: `source` (hub id), `status` (read or from memory), `parameters` and `config` (plain data).
+
+    >>> public_models()["llama-3.1-8b"]["config"]["num_hidden_layers"]
+    32
+    """
+    data = json.loads(Path(__file__).with_name("public_models.json").read_text(encoding="utf-8"))
+    return data["models"]
+
+
+def config_of(name: str) -> Any:
+    """The configuration of a public model by its short name, else of a local folder, `demo` or a hub id.
+
+    Args:
+        name: a local folder goes before a short name.
+
+    Raises:
+        ValueError: no such model.
+    """
+    from transformers import AutoConfig
+
+    from hf_longctx.hf.loading import load_config
+
+    if name.lower() in public_models() and not Path(name).exists():
+        settings = dict(public_models()[name.lower()]["config"])
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+    try:
+        return load_config(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; known without a download are {', '.join(public_models())}") from error

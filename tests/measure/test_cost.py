@@ -1,0 +1,240 @@
+"""Measured cost: the cache counted from tensors is the described one, the stored scores show, failures are rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from families import FAMILIES, build
+from hf_longctx.cli.cost import table
+from hf_longctx.hf.architecture import architecture
+from hf_longctx.hf.loading import DEMO, load_config, resolve
+from hf_longctx.measure import cost as module
+from hf_longctx.measure.cost import run_cost
+from hf_longctx.measure.cost_child import Task, measure
+from hf_longctx.measure.cost_model import STANDARD, cost
+from hf_longctx.measure.memory import Meter, _status, is_out_of_memory, limited, returning
+
+WINDOW = "window: attention=window:20+global:2"
+
+
+def saved(tmp_path, family="llama", **changes):
+    build(family, **changes).save_pretrained(tmp_path / family)
+    return str(tmp_path / family)
+
+
+def task(model, **changes):
+    usual = {"dtype": None, "device": "cpu", "definition": {}, "implementation": None, "length": 50, "steps": 3}
+    return Task(**{"model": model, **usual, "repeats": 1, "chunk": None, "seed": 0, "memory": None} | changes)
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory):
+    """A model whose scores are most of what a prompt takes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2}
+    path = tmp_path_factory.mktemp("heavy")
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=128, num_hidden_layers=2)).save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("definition", "chunk"),
+    [({}, None), ({"attention": "window:20+global:2"}, None), ({"attention": "block:8,1"}, 16)],
+)
+def test_counted_cache_is_the_described_one(family, definition, chunk, tmp_path):
+    found = measure(task(saved(tmp_path, family), definition=definition, chunk=chunk))
+    assert found["cache_bytes"] == found["described_bytes"]
+    assert found["cache_storage_bytes"] >= found["cache_bytes"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stored_scores_show_as_predicted(heavy, dtype):
+    assert_close_to_model(heavy, 1024, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [2048, 4096])
+def test_the_wall_is_seen_from_another_process(heavy, length, dtype):
+    assert_close_to_model(heavy, length, dtype, run=lambda what: module._child(what, 300))
+
+
+@pytest.mark.slow
+def test_the_wall_is_seen_on_the_bundled_model():
+    try:
+        resolve(DEMO)
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    assert_close_to_model(DEMO, 1024, "float32", run=lambda what: module._child(what, 600))
+
+
+def assert_close_to_model(model, length, dtype, run=measure):
+    """What the prefill takes under standard attention is within 10% of the formula, and scores are most of it."""
+    found = run(task(model, implementation="eager", length=length, dtype=dtype))
+    if found["working_bytes"] is None:
+        pytest.skip("this system does not tell the high-water mark of a stretch of work")
+    sizes = architecture(load_config(model))
+    modelled = cost(sizes, STANDARD, length, itemsize=2 if dtype == "bfloat16" else 4, device="cpu", count=False)
+    assert modelled.score_bytes > modelled.working_bytes / 2
+    assert found["working_bytes"] == pytest.approx(modelled.working_bytes, rel=0.1)
+
+
+def test_without_stored_scores_there_is_no_wall(heavy):
+    standard, flash = (measure(task(heavy, implementation=i, length=1024)) for i in ("eager", None))
+    if standard["working_bytes"] is None:
+        pytest.skip("this system does not tell the high-water mark of a stretch of work")
+    assert flash["working_bytes"] < standard["working_bytes"] / 5
+
+
+def test_running_out_of_memory_is_a_result(heavy):
+    if _status("VmData") is None:
+        pytest.skip("this system does not limit the memory of a process")
+    found = measure(task(heavy, implementation="eager", length=4096, memory=_status("VmData") + (200 << 20)))
+    assert found["outcome"] == "oom"
+    assert "allocate" in found["reason"]
+
+
+def test_limits_are_taken_back():
+    if _status("VmData") is None:
+        pytest.skip("this system does not limit the memory of a process")
+    with pytest.raises(RuntimeError) as caught, limited(torch.device("cpu"), _status("VmData") + (64 << 20)):
+        torch.ones(1 << 27)
+    assert is_out_of_memory(caught.value)
+    assert torch.ones(1 << 20).sum() == 1 << 20
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_freed_tensors_do_not_count():
+    meter = Meter(torch.device("cpu"))
+    if not meter.exact:
+        pytest.skip("this system does not tell the high-water mark of a stretch of work")
+    with returning():
+        meter = Meter(torch.device("cpu"))
+        for _ in range(20):
+            torch.ones(1 << 20)
+        assert 3 << 20 < meter.peak() - meter.before < 12 << 20
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Children answer from a list, and what they were asked is kept."""
+
+    def script(answers):
+        asked = []
+
+        def child(what, timeout):
+            asked.append((what.implementation or str(what.definition.get("attention")), what.length))
+            return answers(what)
+
+        monkeypatch.setattr(module, "_child", child)
+        return asked
+
+    return script
+
+
+def fine(what):
+    found = measure(what)
+    return found | {"prefill_seconds": [1.0, 2.0, 4.0], "decode_seconds": [0.5] * 3}
+
+
+def test_rows_say_speed_memory_and_cache(tmp_path, scripted):
+    model = saved(tmp_path)
+    scripted(fine)
+    document = run_cost(model, variants=[WINDOW], lengths=[40, 20], steps=4, out=tmp_path / "run")
+    rows = document["rows"]
+    assert [(r["length"], r["variant"]) for r in rows] == [
+        (n, v) for n in (20, 40) for v in ("standard", "stock", "window")
+    ]
+    last = rows[-1]
+    assert last["ttft_seconds"] == {"median": 2.0, "low": 1.5, "high": 3.0, "values": [1.0, 2.0, 4.0]}
+    assert last["prefill_tokens_per_second"]["median"] == 20
+    assert last["decode_tokens_per_second"]["values"] == [8.0, 8.0, 8.0]
+    assert last["cache_bytes"] == last["described_cache_bytes"] < rows[-2]["cache_bytes"]
+    assert rows[0]["implementation"] == "eager"
+    assert last["implementation"] == "longctx"
+    assert all(isinstance(last[key], int) for key in last if key.endswith("_bytes") and last[key] is not None)
+    assert [json.loads(line) for line in (tmp_path / "run" / "cost.jsonl").read_text().splitlines()] == rows
+    assert document["variants"]["window"]["definition"] == {"attention": "window:20+global:2"}
+    assert table(rows).row_count == 6
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path, scripted):
+    model, settings = saved(tmp_path), {"lengths": [20], "stock": False, "out": tmp_path / "run"}
+    scripted(fine)
+    first = run_cost(model, **settings)["rows"]
+    asked = scripted(fine)
+    assert run_cost(model, **settings)["rows"] == first
+    assert asked == []
+    run_cost(model, variants=[WINDOW], **settings | {"lengths": [20, 30]})
+    assert asked == [("window:20+global:2", 20), ("eager", 30), ("window:20+global:2", 30)]
+    with pytest.raises(ValueError, match="repeats was 3 and is now 5"):
+        run_cost(model, repeats=5, **settings)
+
+
+def test_out_of_memory_time_out_and_errors_are_rows(tmp_path, scripted):
+    def answers(what):
+        if what.implementation == "eager":
+            return {"outcome": "oom", "reason": "no room"}
+        if what.definition:
+            return {"outcome": "error", "reason": "exit code 1: odd"}
+        return {"outcome": "timeout", "reason": "not done after 1 seconds"} if what.length > 20 else fine(what)
+
+    asked = scripted(answers)
+    rows = run_cost(saved(tmp_path), variants=[WINDOW], lengths=[20, 30, 40], out=tmp_path / "run")["rows"]
+    by = {(r["variant"], r["length"]): (r["outcome"], r["reason"]) for r in rows}
+    assert by["standard", 20] == ("oom", "no room")
+    assert by["standard", 40] == ("skipped", "oom at 20 tokens")
+    assert [by["stock", n][0] for n in (20, 30, 40)] == ["ok", "timeout", "skipped"]
+    assert by["window", 40] == ("error", "exit code 1: odd")
+    assert table(rows).row_count == 9
+    # An error may have been an accident, so it alone is tried again.
+    asked.clear()
+    run_cost(str(tmp_path / "llama"), variants=[WINDOW], lengths=[20, 30, 40], out=tmp_path / "again")
+    assert len(asked) == 6
+    asked.clear()
+    run_cost(saved(tmp_path), variants=[WINDOW], lengths=[20, 30, 40], out=tmp_path / "run")
+    assert asked == [("window:20+global:2", n) for n in (20, 30, 40)]
+
+
+def test_a_process_of_its_own(tmp_path):
+    """Really another process: its figures come back, a time-out and a crash are told apart."""
+    model = saved(tmp_path)
+    assert module._child(task(model), 0.01) == {"outcome": "timeout", "reason": "not done after 0.01 seconds"}
+    found = module._child(task(model, implementation="eager"), 120)
+    assert found["outcome"] == "ok"
+    assert found["implementation"] == "eager"
+    assert len(found["prefill_seconds"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeats": 0}, "repeats is 0"),
+        ({"chunk": 0}, "chunk is 0"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"lengths": []}, "at least one"),
+        ({"dtype": "float8"}, "float32, bfloat16, float16"),
+        ({"variants": ["standard: rope=linear:2"]}, "reserved"),
+        ({"variants": ["a: attention=windw:2"]}, "did you mean 'window'"),
+        ({"stock": False, "standard": False}, "nothing to run"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(change, message, tmp_path, scripted):
+    asked = scripted(fine)
+    with pytest.raises(ValueError, match=message):
+        run_cost(saved(tmp_path), out=tmp_path / "run", **{"lengths": [20]} | change)
+    assert asked == []
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_allocator_tells(heavy):
+    found = measure(task(heavy, implementation="eager", length=2048, device="cuda", dtype="bfloat16"))
+    modelled = cost(architecture(load_config(heavy)), STANDARD, 2048, count=False)
+    assert found["working_bytes"] == pytest.approx(modelled.working_bytes, rel=0.1)
+    assert found["reserved_bytes"] >= found["peak_bytes"]
