@@ -10,6 +10,7 @@ import pytest
 
 from families import FAMILIES, build
 from hf_longctx.cli import main
+from hf_longctx.measure.tasks import names as task_names
 from hf_longctx.patterns import names
 
 
@@ -39,6 +40,20 @@ def test_patterns_draws_all_and_one(run):
     one = json.loads(run("patterns", "window:2+global:1", "--size", "4", "--json")[1])["patterns"]
     assert one == [{"text": "window:2+global:1", "share": 0.9, "grid": ["# . . .", "# # . .", "# # # .", "# . # #"]}]
     assert "window:2" in run("patterns", "window:2")[1]
+
+
+def test_tasks_are_listed_and_rendered(run):
+    listed = json.loads(run("tasks", "--json")[1])["tasks"]
+    assert [entry["name"] for entry in listed] == list(task_names())
+    assert {entry["name"] for entry in listed if "example" not in entry} == {"qa_1", "qa_2"}
+    shown = run("tasks")[1]
+    assert all(name in shown for name in task_names())
+    (one,) = json.loads(run("tasks", "niah_single_2", "--length", "512", "--depth", "0", "--json")[1])["tasks"]
+    (value,) = one["example"]["expected"]
+    rendered = run("tasks", "niah_single_2", "--length", "512", "--depth", "0")[1]
+    assert one["example"]["text"] in rendered
+    assert f" is {value}." in rendered
+    assert one["example"]["overlap"] == 1.0
 
 
 def test_env_and_models(run):
@@ -71,6 +86,10 @@ def test_describe_reads_only_the_config(family, tmp_path, run):
         (("report", "{nowhere}"), "nowhere"),
         (("rope", "{model}", "--rope", "yarrn:4"), "did you mean 'yarn'"),
         (("needle", "{model}", "--lengths", "1x"), "1x"),
+        (("tasks", "niah_single1"), "did you mean 'niah_single_1'"),
+        (("tasks", "passkey", "--length", "20"), "needs more than 20 tokens"),
+        (("tasks", "passkey", "--length", "1k,2k"), "give one length"),
+        (("tasks", "qa_1"), "SQuAD"),
         (("needle", "{model}", "--variant", "x"), "variant 'x'"),
         (("needle", "{model}", "--dtype", "float8"), "float32, bfloat16, float16"),
     ],
@@ -86,5 +105,5 @@ def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
 
 def test_help_names_every_command(run):
     shown = run("--help")[1]
-    for command in ("needle", "report", "rope", "describe", "patterns", "models", "env"):
+    for command in ("needle", "tasks", "report", "rope", "describe", "patterns", "models", "env"):
         assert command in shown

@@ -20,6 +20,7 @@ def main() -> None:
     from hf_longctx.cli.patterns import patterns
     from hf_longctx.cli.report import report
     from hf_longctx.cli.rope import rope
+    from hf_longctx.cli.tasks import tasks
 
     app = typer.Typer(
         name="hf-longctx",
@@ -28,7 +29,7 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (needle, report, rope, describe, patterns, models, env):
+    for command in (needle, tasks, report, rope, describe, patterns, models, env):
         app.command()(command)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
