@@ -86,6 +86,10 @@ def test_describe_reads_only_the_config(family, tmp_path, run):
         (("report", "{nowhere}"), "nowhere"),
         (("rope", "{model}", "--rope", "yarrn:4"), "did you mean 'yarn'"),
         (("needle", "{model}", "--lengths", "1x"), "1x"),
+        (("effective", "{model}", "--task", "niah_single1"), "did you mean 'niah_single_1'"),
+        (("effective", "{model}", "--budget", "soon"), "such as 30m"),
+        (("effective", "{model}", "--confidence", "95"), "such as 0.95"),
+        (("effective", "{model}", "--files", "squad.json"), "TASK=FILE"),
         (("tasks", "niah_single1"), "did you mean 'niah_single_1'"),
         (("tasks", "passkey", "--length", "20"), "needs more than 20 tokens"),
         (("tasks", "passkey", "--length", "1k,2k"), "give one length"),
@@ -105,5 +109,5 @@ def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
 
 def test_help_names_every_command(run):
     shown = run("--help")[1]
-    for command in ("needle", "tasks", "report", "rope", "describe", "patterns", "models", "env"):
+    for command in ("needle", "effective", "tasks", "report", "rope", "describe", "patterns", "models", "env"):
         assert command in shown

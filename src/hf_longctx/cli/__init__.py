@@ -14,6 +14,7 @@ def main() -> None:
     import typer
 
     from hf_longctx.cli.describe import describe
+    from hf_longctx.cli.effective import effective
     from hf_longctx.cli.env import env
     from hf_longctx.cli.models import models
     from hf_longctx.cli.needle import needle
@@ -29,7 +30,7 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (needle, tasks, report, rope, describe, patterns, models, env):
+    for command in (needle, effective, tasks, report, rope, describe, patterns, models, env):
         app.command()(command)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
