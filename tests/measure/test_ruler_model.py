@@ -18,7 +18,7 @@ DEPTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SIZES = {  # sizes that fit the length; a pattern that is not listed is tested as the gallery draws it
     "block": "block:64,1",
     "dilated": "dilated:60,2",
-    "fixed": "fixed:64,8",
+    "fixed": "fixed:24,3",
     "global": "global:200",
     "random": "random:3,16,seed=1",
     "segment": "segment:128,2",
@@ -112,12 +112,12 @@ def test_stacked_windows_reach_further(relays, words, probes):
 
 def test_the_harness_measures_about_the_window(words):
     """Depths are drawn evenly, so the score at length n is about W / n, and crosses 85.6% at about W / 0.856."""
-    window = 256
+    window = 128
     found = run_effective(
         ruler_model(words),
         words,
         tasks=["passkey"],
-        lengths=[160, 256, 512],
+        lengths=[100, 128, 256],
         trials=60,
         bisections=1,
         confidence=0.8,
@@ -127,7 +127,7 @@ def test_the_harness_measures_about_the_window(words):
     for rule, line in (("absolute", 0.856), ("own", 0.85)):
         cut = found["effective"][rule]
         assert cut["low"] <= window / line < cut["high"]
-        assert cut["low"] == 256
+        assert cut["low"] == 128
         assert 0.8 * window < cut["curve"]["length"] < 1.5 * window
     assert found["control"]["hits"] == 0
 
