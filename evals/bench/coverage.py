@@ -71,7 +71,8 @@ CURVES = {
     "shares of four, seeds alike": Curve(0.97, 12000, 4, answers=4, spread=0.1),
     "never good": Curve(0.80, 30000, 3),
     "never fails": Curve(0.995, 1e9, 2),
-    "just on the line": Curve(0.858, 1e9, 2),
+    "just above the line": Curve(0.8565, 1e9, 2),
+    "just below the line": Curve(0.8555, 1e9, 2),
 }
 
 

@@ -134,7 +134,7 @@ def test_a_climb_that_cannot_be_is_refused(fields, sentence):
 @pytest.mark.parametrize("rule", ["absolute", "own"])
 def test_the_interval_holds_the_truth_at_its_rate(simulation, capsys, rule):
     runs, climb = 40, Climb(simulation.LADDER, trials=40, confidence=0.9)
-    curves = ("step at 6K", "falls fast after 8K", "shares of four, seeds alike", "just on the line")
+    curves = ("step at 6K", "falls fast after 8K", "just above the line", "just below the line")
     held = {}
     for name in curves:
         curve = simulation.CURVES[name]
@@ -152,7 +152,7 @@ def test_the_simulation_would_notice_a_careless_interval(simulation):
     """Looking at plain Wilson bounds after every trial, as if their number were fixed, is wrong too often."""
     from hf_longctx.measure.stats import verdict
 
-    curve, wrong = simulation.CURVES["just on the line"], 0
+    curve, wrong = simulation.CURVES["just above the line"], 0
     for seed in range(60):
         hits = 0
         for trial in range(150):

@@ -13,6 +13,7 @@ from hf_longctx.hf import loading
 from hf_longctx.measure import evaluate, subject
 from hf_longctx.measure.climb import run_effective
 from hf_longctx.measure.evaluate import Evaluation, run_tasks
+from hf_longctx.measure.report import load
 from hf_longctx.measure.tally import numbers, pair, scores
 from hf_longctx.measure.tasks import find
 
@@ -220,6 +221,8 @@ def test_the_command_prints_verdicts_intervals_and_pairs(call, tmp_path):
     assert "own: undecided" in result.stdout  # six trials cannot show that there is no score to keep
     assert "yarn2 against stock at 200" in result.stdout
     assert "trial 1" in result.stderr
+    with pytest.raises(ValueError, match="is a run of tasks, which has no page"):
+        load(tmp_path / "run")
     again = call(*arguments, "--out", str(tmp_path / "run"), "--json")
     assert json.loads(again.stdout)["variants"]["yarn2"]["effective"]["absolute"]["high"] == 200
     assert again.stderr == ""

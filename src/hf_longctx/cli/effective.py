@@ -181,17 +181,14 @@ def _show(summary: dict[str, Any]) -> None:
         console.print(f"control: {entry['control']['note']}", highlight=False, soft_wrap=True)
     for pair in summary["paired"]:
         for row in pair["lengths"]:
-            spread = (
-                ""
-                if row["low"] is None
-                else f", mean {row['difference']:+.3f} ({row['low']:+.2f} to {row['high']:+.2f})"
+            line = (
+                f"{pair['other']} against {pair['first']} at {label(row['length'])}: of {row['prompts']} prompts, "
+                f"{row['only_other']} solved by {pair['other']} alone, {row['only_first']} by {pair['first']} alone, "
+                f"p {row['p']:.3g}"
             )
-            console.print(
-                f"{pair['other']} against {pair['first']} at {label(row['length'])}: {row['only_other']} prompts only "
-                f"it solves, {row['only_first']} only the other, of {row['prompts']}; p {row['p']:.3g}{spread}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            if row["difference"] is not None:
+                line += f"; mean score {row['difference']:+.3f}, {row['low']:+.2f} to {row['high']:+.2f}"
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def said(effect: dict[str, Any], label: Any) -> str:
