@@ -133,7 +133,7 @@ def test_a_climb_that_cannot_be_is_refused(fields, sentence):
 
 @pytest.mark.parametrize("rule", ["absolute", "own"])
 def test_the_interval_holds_the_truth_at_its_rate(simulation, capsys, rule):
-    runs, climb = 40, Climb(simulation.LADDER, trials=40, confidence=0.9)
+    runs, climb = 25, Climb(simulation.LADDER, trials=40, confidence=0.9)
     curves = ("step at 6K", "falls fast after 8K", "just above the line", "just below the line")
     held = {}
     for name in curves:

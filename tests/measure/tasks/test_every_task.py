@@ -14,7 +14,7 @@ from hf_longctx.measure.tasks import REGISTRY, TooShort, find, names
 from hf_longctx.measure.word_tokenizer import WordTokenizer
 
 WITH_CONTROL = [name for name in names() if REGISTRY[name].control]
-LENGTH = 1600
+LENGTH = 1450
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def make(tokenizer, files):
 
 @pytest.mark.parametrize("name", names())
 def test_the_length_is_exact_whatever_the_style(name, make, plain_tokenizer):
-    for length in (1500, 1537):
+    for length in (1450,):
         for style, tokenizer in (("prefix", None), ("chat", None), ("base", None), ("base", plain_tokenizer)):
             more = {} if tokenizer is None else {"tokenizer": tokenizer}
             prompt = make(name, length, style=style, **more)
@@ -45,7 +45,7 @@ def test_there_is_one_bos(name, make, tokenizer):
 @pytest.mark.parametrize("name", WITH_CONTROL)
 def test_the_needles_are_in_the_ids_and_hold_the_answer(name, make, tokenizer):
     codec = Codec(tokenizer)
-    for seed in range(3):
+    for seed in range(2):
         prompt = make(name, seed=seed)
         planted = " ".join(codec.decode(prompt.ids[start:end]) for start, end in prompt.needles)
         assert prompt.needles
@@ -54,7 +54,7 @@ def test_the_needles_are_in_the_ids_and_hold_the_answer(name, make, tokenizer):
 
 @pytest.mark.parametrize("name", WITH_CONTROL)
 def test_a_control_is_the_same_question_without_the_answer(name, make, tokenizer):
-    for seed in range(3):
+    for seed in range(2):
         asked, control = make(name, seed=seed), make(name, seed=seed, control=True)
         assert (control.question, control.expected) == (asked.question, asked.expected)
         expected = [one for one in control.expected if len(one) > 2]  # two letters stand in any text
@@ -113,7 +113,7 @@ def test_the_same_prompt_in_another_process(files, tmp_path):
     assert printed == here
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.sampled_from(names()), st.integers(900, 2500), st.integers(0, 1000), st.floats(0, 1) | st.none())
 def test_any_length_seed_and_depth(name, length, seed, depth):
     if find(name).files:

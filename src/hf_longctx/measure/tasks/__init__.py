@@ -1,6 +1,6 @@
 """Tasks: what is hidden in a long prompt and asked for, one task a file.
 
-RULER's thirteen by their published definitions (Hsieh et al. 2024, arXiv 2404.06654) and five of other kinds. A new
+RULER's thirteen by their published definitions (Hsieh et al. 2024, arXiv 2404.06654) and four of other kinds. A new
 task is one new file in this folder with one function under `@task`; the command line and the tests find it there.
 """
 
