@@ -14,6 +14,7 @@ from families import FAMILIES, build
 from hf_longctx.attention import BACKENDS, flash, flex
 from hf_longctx.cli import main
 from hf_longctx.cli.env import _backend
+from hf_longctx.measure.tasks import names as task_names
 from hf_longctx.patterns import Full, SlidingWindow, names, parse, presets
 from hf_longctx.patterns.base import REGISTRY
 
@@ -51,6 +52,20 @@ def test_patterns_draws_all_and_one(run):
     assert "window:2" in run("patterns", "window:2")[1]
     drawn, table = run("patterns", "--draw")[1], run("patterns")[1]
     assert all(name in drawn and name in table for name in names())
+
+
+def test_tasks_are_listed_and_rendered(run):
+    listed = json.loads(run("tasks", "--json")[1])["tasks"]
+    assert [entry["name"] for entry in listed] == list(task_names())
+    assert {entry["name"] for entry in listed if "example" not in entry} == {"qa_1", "qa_2"}
+    shown = run("tasks")[1]
+    assert all(name in shown for name in task_names())
+    (one,) = json.loads(run("tasks", "niah_single_2", "--length", "512", "--depth", "0", "--json")[1])["tasks"]
+    (value,) = one["example"]["expected"]
+    rendered = run("tasks", "niah_single_2", "--length", "512", "--depth", "0")[1]
+    assert one["example"]["text"] in rendered
+    assert f" is {value}." in rendered
+    assert one["example"]["overlap"] == 1.0
 
 
 @pytest.mark.parametrize("suffix", [".png", ".html"])
@@ -163,6 +178,14 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(tmp_path, run):
         (("report", "{nowhere}"), "nowhere"),
         (("rope", "{model}", "--rope", "yarrn:4"), "did you mean 'yarn'"),
         (("needle", "{model}", "--lengths", "1x"), "1x"),
+        (("effective", "{model}", "--task", "niah_single1"), "did you mean 'niah_single_1'"),
+        (("effective", "{model}", "--budget", "soon"), "such as 30m"),
+        (("effective", "{model}", "--confidence", "95"), "such as 0.95"),
+        (("effective", "{model}", "--files", "squad.json"), "TASK=FILE"),
+        (("tasks", "niah_single1"), "did you mean 'niah_single_1'"),
+        (("tasks", "passkey", "--length", "20"), "needs more than 20 tokens"),
+        (("tasks", "passkey", "--length", "1k,2k"), "give one length"),
+        (("tasks", "qa_1"), "SQuAD"),
         (("needle", "{model}", "--variant", "x"), "variant 'x'"),
         (("needle", "{model}", "--dtype", "float8"), "float32, bfloat16, float16"),
         (("needle", "{model}", "--device", "gpu7"), "device is 'gpu7'"),
@@ -194,5 +217,17 @@ def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
 
 def test_help_names_every_command(run):
     shown = run("--help")[1]
-    for command in ("needle", "cost", "wall", "report", "rope", "describe", "patterns", "models", "env"):
+    for command in (
+        "needle",
+        "effective",
+        "tasks",
+        "cost",
+        "wall",
+        "report",
+        "rope",
+        "describe",
+        "patterns",
+        "models",
+        "env",
+    ):
         assert command in shown

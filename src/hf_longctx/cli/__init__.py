@@ -16,12 +16,14 @@ def main() -> None:
 
     from hf_longctx.cli.cost import cost
     from hf_longctx.cli.describe import describe
+    from hf_longctx.cli.effective import effective
     from hf_longctx.cli.env import env
     from hf_longctx.cli.models import models
     from hf_longctx.cli.needle import needle
     from hf_longctx.cli.patterns import patterns
     from hf_longctx.cli.report import report
     from hf_longctx.cli.rope import rope
+    from hf_longctx.cli.tasks import tasks
     from hf_longctx.cli.wall import wall
 
     app = typer.Typer(
@@ -31,7 +33,7 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (needle, cost, wall, report, rope, describe, patterns, models, env):
+    for command in (needle, effective, tasks, cost, wall, report, rope, describe, patterns, models, env):
         app.command()(command)
     # Whoever is told to stop, by Ctrl-C or by a scheduler, leaves a valid run behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -59,12 +59,12 @@ code name|password|secret word|nickname|code word|motto|passphrase|trade name|ma
 """)
 _OWNER = re.compile(r" (of|for|from|in|at|behind|off) .*")
 
-_ADJECTIVES = _items("""
+ADJECTIVES = _items("""
 amber|brave|calm|crimson|dusty|eager|frozen|gentle|golden|hollow|humble|icy|ivory|jagged|keen|lively|mellow
 misty|narrow|noble|olive|pale|polished|proud|quiet|rapid|rustic|scarlet|shiny|silent|silver|sleepy|steady|stormy
 sunny|tender|tidy|violet|wandering|witty
 """)
-_NOUNS = _items("""
+NOUNS = _items("""
 acorn|anchor|badger|basket|beacon|bridge|candle|canyon|carpet|castle|cobra|compass|cradle|falcon|feather|fiddle
 forest|fountain|garden|glacier|hammer|harbor|island|kettle|ladder|lantern|meadow|mirror|monkey|orchard|otter
 paddle|pebble|pigeon|pocket|rabbit|ribbon|saddle|spider|summit|ticket|tunnel|turtle|valley|walnut|whistle|willow
@@ -135,7 +135,7 @@ def draw_value(kind: str, rng: random.Random) -> str:
     if kind == "digits":
         return str(rng.randrange(1_000_000, 10_000_000))
     if kind == "words":
-        return f"{rng.choice(_ADJECTIVES)} {rng.choice(_NOUNS)}"
+        return f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
     if kind == "uuid":
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
     raise ValueError(f"values={kind!r} is not a kind of value: choose one of {', '.join(VALUE_KINDS)}")

@@ -125,7 +125,8 @@ def ask(
     limit: int,
     decode: Callable[[Iterable[int]], str],
     stops: frozenset[int],
-    one_sentence: bool,
+    one_sentence: bool = False,
+    done: Callable[[str], bool] | None = None,
 ) -> Reply:
     """Put a question and decode the answer greedily.
 
@@ -136,6 +137,7 @@ def ask(
         decode: ids to text.
         stops: ids that end a text.
         one_sentence: whether the answer ends with its first sentence; it always ends with its first line.
+        done: given the text so far, whether the answer is complete; takes the place of sentences and lines.
 
     Returns:
         The answer.
@@ -154,7 +156,9 @@ def ask(
         if token in stops:
             break
         ids.append(token)
-        if len(ids) == limit or _is_complete(decode(ids), one_sentence=one_sentence):
+        said = decode(ids)
+        complete = done(said) if done is not None else _is_complete(said, one_sentence=one_sentence)
+        if len(ids) == limit or complete:
             break
         logits = reader.feed([token])
         if logits is None:

@@ -98,6 +98,17 @@ class Codec:
         """
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def spell(self, text: str) -> list[int]:
+        """Ids of plain text, nothing added: what looks like a special token in it is spelled out.
+
+        Args:
+            text: any text.
+
+        Returns:
+            Token ids.
+        """
+        return self._spelled([text])[0] if text else []
+
     def begins_with_bos(self) -> bool:
         """Does this tokenizer put a BOS token before a text of its own accord?
 
@@ -186,7 +197,7 @@ def build_prompt(codec: Codec, style: str, needles: Sequence[Needle]) -> Prompt:
     if style == "chat" and not has_template:
         raise ValueError("style='chat' needs a chat template and this tokenizer has none: use style='base'")
     templated = has_template and style != "base"
-    before, after = _template_halves(codec) if templated else ("", "")
+    before, after = template_halves(codec, INSTRUCTION) if templated else ("", "")
     head = codec.encode(before) if templated else []
     if codec.begins_with_bos() and head[:1] != [codec.tokenizer.bos_token_id]:
         head = [codec.tokenizer.bos_token_id, *head]
@@ -214,9 +225,20 @@ def _tail_text(needle: Needle, *, after: str, style: str, prefixed: bool) -> str
     return f"\n\nQuestion: {needle.question}\nAnswer: {needle.prefix}"
 
 
-def _template_halves(codec: Codec) -> tuple[str, str]:
-    """The rendered chat template before the context and after the question."""
-    message = {"role": "user", "content": f"{INSTRUCTION}\n\n{_HOLE}"}
+def template_halves(codec: Codec, instruction: str) -> tuple[str, str]:
+    """The rendered chat template before the context and after the question.
+
+    Args:
+        codec: a tokenizer with a chat template.
+        instruction: how the user's message begins.
+
+    Returns:
+        The text up to the context, instruction included, and what follows the question.
+
+    Raises:
+        ValueError: if the template drops the message or renders it more than once.
+    """
+    message = {"role": "user", "content": f"{instruction}\n\n{_HOLE}"}
     text = codec.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     pieces = re.split(re.escape(_HOLE), text)
     if len(pieces) != 2:

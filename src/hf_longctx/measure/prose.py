@@ -27,11 +27,11 @@ _ACTIONS = _items("""
 carried|mended|forgot|admired|borrowed|sold|painted|counted|lifted|cleaned|hid|found|dropped|measured|praised
 polished|wrapped|inspected|sketched|washed|moved|bought|described|remembered|traded|weighed|examined|collected
 """)
-_THINGS = _items("""
+THINGS = _items("""
 basket|lamp|ladder|coat|bucket|chair|kettle|drum|blanket|saddle|mirror|rope|candle|barrel|bench|cart|clock|broom
 shovel|jug|pillow|lantern|book|hat|spoon|table|wheel|sail|net|anvil|fence|plank|curtain|carpet|bowl
 """)
-_LOOKS = _items("""
+LOOKS = _items("""
 wooden|heavy|broken|painted|narrow|shining|crooked|dusty|green|woollen|round|polished|cracked|plain|yellow|rusty
 tall|empty|patched|striped|smooth|faded|curved
 """)
@@ -87,7 +87,7 @@ def sentences(seed: str) -> Iterator[str]:
 
 def _sentence(rng: random.Random) -> str:
     who, other = (f"the {rng.choice(_TRAITS)} {person}" for person in rng.sample(_PEOPLE, 2))
-    what, second = (f"the {rng.choice(_LOOKS)} {thing}" for thing in rng.sample(_THINGS, 2))
+    what, second = (f"the {rng.choice(LOOKS)} {thing}" for thing in rng.sample(THINGS, 2))
     did, also = rng.sample(_ACTIONS, 2)
     where, when = rng.choice(_PLACES), rng.choice(_TIMES)
     why, so = rng.choice(_REASONS), rng.choice(_FEELINGS)

@@ -85,6 +85,8 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         for name in {**started.get("variants", {}), **latest.get("variants", {})}
     }
     summary = {**started, **latest}
+    if summary.get("settings", {}).get("kind") == "tasks":
+        raise ValueError(f"run={str(run)!r} is a run of tasks, which has no page: read its summary.json, or {hint}")
     summary.setdefault("model", summary.get("settings", {}).get("model"))
     counted = summarise(rows, claimed={name: entry.get("claimed") for name, entry in known.items()})
     summary["variants"] = {name: known.get(name, {}) | numbers for name, numbers in counted.items()}

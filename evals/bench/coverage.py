@@ -1,0 +1,133 @@
+"""How often does the interval of the effective length hold the truth? Simulated models with known curves.
+
+    python evals/bench/coverage.py --runs 2000
+
+Each simulated model has a score that falls with length along a logistic curve; its scores are hits, or shares of four
+answers, with a difficulty that all lengths of a seed have in common. The procedure of `measure/effective.py` is run
+on it, and its interval compared with where the true curve crosses the rule's line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from dataclasses import dataclass
+
+from hf_longctx.measure.effective import RULES, Climb, curve_length, judge
+
+LADDER = (1024, 2048, 4096, 8192, 16384, 32768)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A model's true score at a length.
+
+    Attributes:
+        top: score at length 0.
+        half: length at which half of it is left, in tokens.
+        slope: how sharply it falls, on a logarithmic scale; infinity for a step.
+        answers: answers that a score is the mean of.
+        spread: of the difficulty that a seed brings to all lengths, as a shift of the score.
+    """
+
+    top: float
+    half: float
+    slope: float
+    answers: int = 1
+    spread: float = 0.0
+
+    def mean(self, length: float) -> float:
+        if math.isinf(self.slope):
+            return self.top if length < self.half else 0.05
+        return self.top / (1 + (length / self.half) ** self.slope)
+
+    def score(self, length: int, trial: int, seed: int) -> float:
+        # The shift is at most what keeps the chance within 0 and 1, both ways alike, so that the mean stays the mean.
+        mean = self.mean(length)
+        shift = random.Random(f"{seed}/{trial}").choice((-1, 1)) * min(self.spread, mean, 1 - mean)
+        rng = random.Random(f"{seed}/{trial}/{length}")
+        return sum(rng.random() < mean + shift for _ in range(self.answers)) / self.answers
+
+    def truth(self, rule: str) -> float:
+        """Where the curve crosses the rule's line: 0 below the shortest length, infinity past the longest."""
+        line = RULES[rule] * (1 if rule == "absolute" else self.mean(LADDER[0]))
+        if self.mean(LADDER[0]) < line:
+            return 0.0
+        if self.mean(LADDER[-1]) >= line:
+            return math.inf
+        low, high = LADDER[0], LADDER[-1]
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.mean(middle) >= line else (low, middle)
+        return low
+
+
+CURVES = {
+    "step at 6K": Curve(1.0, 6000, math.inf),
+    "falls fast after 8K": Curve(0.99, 12000, 6),
+    "falls slowly": Curve(0.98, 16000, 2),
+    "shares of four, seeds alike": Curve(0.97, 12000, 4, answers=4, spread=0.1),
+    "never good": Curve(0.80, 30000, 3),
+    "never fails": Curve(0.995, 1e9, 2),
+    "just above the line": Curve(0.8565, 1e9, 2),
+    "just below the line": Curve(0.8555, 1e9, 2),
+}
+
+
+def simulate(curve: Curve, climb: Climb, rule: str, seed: int) -> tuple[tuple[float, float], tuple[float, float], int]:
+    """One run: the promised interval, the bootstrap's, and the trials taken."""
+    scores: dict[int, list[float | None]] = {}
+    while (ask := (found := judge(scores, climb, rule)).ask) is not None:
+        length, trial = ask
+        scores.setdefault(length, []).append(curve.score(length, trial, seed))
+    promised = (found.low or 0.0, math.inf if found.high is None else found.high)
+    _, low, high = curve_length(scores, climb, rule, draws=100)
+    return promised, (low, high), sum(map(len, scores.values()))
+
+
+def coverage(runs: int, climb: Climb) -> list[dict[str, object]]:
+    """Share of runs whose interval holds the truth, for every curve and rule."""
+    found = []
+    for name, curve in CURVES.items():
+        for rule in RULES:
+            truth = curve.truth(rule)
+            held = boot = decided = trials = 0
+            for seed in range(runs):
+                promised, bootstrap, spent = simulate(curve, climb, rule, seed)
+                held += promised[0] <= truth and (truth < promised[1] or math.isinf(promised[1]))
+                boot += bootstrap[0] <= truth <= bootstrap[1]
+                decided += 0 < promised[1] <= 2 * promised[0]
+                trials += spent
+            found.append(
+                {
+                    "curve": name,
+                    "rule": rule,
+                    "truth": None if math.isinf(truth) else truth,
+                    "coverage": held / runs,
+                    "bootstrap_coverage": boot / runs,
+                    "within_one_rung": decided / runs,
+                    "trials": trials / runs,
+                }
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--trials", type=int, default=64)
+    given = parser.parse_args()
+    climb = Climb(LADDER, trials=given.trials, confidence=given.confidence)
+    found = coverage(given.runs, climb)
+    print(
+        json.dumps(
+            {"runs": given.runs, "confidence": given.confidence, "trials": given.trials, "found": found}, indent=1
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

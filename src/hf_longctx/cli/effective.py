@@ -1,0 +1,208 @@
+"""`hf-longctx effective`: the length that really works, with its interval, stock and patched."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def effective(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")],
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Repeatable; 'ruler' is its eleven without files.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
+    ] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="The ladder in tokens, k is 1024.")] = "1k,2k,4k,8k,16k",
+    budget: Annotated[str | None, typer.Option("--budget", help="Time for all variants: 90s, 30m, 2h.")] = None,
+    trials: Annotated[int, typer.Option("--trials", help="Most trials of a length.")] = 48,
+    bisections: Annotated[int, typer.Option("--bisections", help="Halvings of the gap below the first failure.")] = 2,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the interval.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same token ids.")] = 0,
+    haystack: Annotated[
+        str | None,
+        typer.Option("--haystack", help="Natural text: kjv, prose, filler or a folder. [default: prose; demo: kjv]"),
+    ] = None,
+    files: Annotated[list[str] | None, typer.Option("--files", help="TASK=FILE, for qa_1 and qa_2.")] = None,
+    style: Annotated[str, typer.Option("--style", help="prefix, chat or base.")] = "prefix",
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
+    ] = None,
+    no_stock: Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
+) -> None:
+    """Climb a ladder of lengths until a sequential test says where a model stops working.
+
+    Raises:
+        ValueError: Settings that cannot work, or a folder that holds another run.
+    """
+    from hf_longctx.cli.needle import parse_lengths
+    from hf_longctx.hf.loading import BUNDLED, DEMO, load_model
+    from hf_longctx.measure.climb import run_effective
+    from hf_longctx.measure.effective import Climb
+    from hf_longctx.measure.haystack import default_haystack, open_haystack
+    from hf_longctx.measure.tasks import REGISTRY, RULER, find
+    from hf_longctx.measure.variants import as_variants
+
+    # Read before the model is: a slip of the pen should not cost half a minute.
+    ladder, seconds = parse_lengths(lengths), None if budget is None else parse_budget(budget)
+    Climb(tuple(sorted(set(ladder))), trials, bisections, confidence)
+    bare = [name for name in RULER if REGISTRY[name].files is None]
+    asked = [name for given in (task or ["niah_single_2"]) for name in (bare if given == "ruler" else [given])]
+    for name in asked:
+        find(name)
+    chosen = as_variants(variant or [], stock=not no_stock)
+    given_files = parse_files(files or [])
+    hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
+    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    try:
+        summary = run_effective(
+            network,
+            tokenizer,
+            tasks=asked,
+            lengths=ladder,
+            trials=trials,
+            bisections=bisections,
+            confidence=confidence,
+            budget=seconds,
+            variants=[one for one in chosen if one.definition()],
+            stock=not no_stock,
+            seed=seed,
+            haystack=hay,
+            files=given_files,
+            style=style,
+            out=out,
+            on_row=_line,
+            model_name=BUNDLED if model == DEMO else model,
+            command=shlex.join(["hf-longctx", *sys.argv[1:]]),
+        )
+    except KeyboardInterrupt:
+        kept = f"what was found is in {out}; the same command goes on from there" if out else "nothing was kept"
+        typer.echo(f"stopped: {kept}", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    _show(summary)
+
+
+def parse_budget(text: str) -> float:
+    """Read a time such as `90s`, `30m` or `1.5h`.
+
+    Args:
+        text: a number and a unit; seconds without one.
+
+    Returns:
+        Seconds, above 0.
+
+    Raises:
+        ValueError: for anything else.
+
+    >>> parse_budget("30m"), parse_budget("1.5h"), parse_budget("90")
+    (1800.0, 5400.0, 90.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"--budget {text!r} is no time: write a number above 0 with s, m or h, such as 30m")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_files(given: list[str]) -> dict[str, str]:
+    """Read `TASK=FILE` pairs.
+
+    Args:
+        given: the pairs.
+
+    Returns:
+        Task to file.
+
+    Raises:
+        ValueError: for a text without `=`, or a task given twice.
+
+    >>> parse_files(["qa_1=squad.json"])
+    {'qa_1': 'squad.json'}
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not path or name in found:
+            raise ValueError(f"--files {text!r}: write TASK=FILE, once a task, such as qa_1=squad.json")
+        found[name] = path
+    return found
+
+
+def _line(row: dict[str, Any]) -> None:
+    """One line on stderr for each prompt: the first result appears long before the last."""
+    if row["kind"] != row["task"]:
+        return
+    score = row["reason"] if row["score"] is None else f"{row['score']:.2f}"
+    typer.echo(
+        f"{row['variant']:<12} {row['length']:>9,} tokens  {row['task']:<18} trial {row['trial'] + 1:<3} {score}  "
+        f"{row.get('seconds', 0):.1f} s",
+        err=True,
+    )
+
+
+def _show(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_longctx.measure.heatmap import length_label
+
+    def label(length: int | None) -> str:
+        return "-" if length is None else length_label(length)
+
+    console = Console()
+    for name, entry in summary["variants"].items():
+        found = entry["effective"]
+        table = Table(title=f"{name}, claims {label(entry['claimed'])}", title_justify="left")
+        for column in ("length", "trials", "score", "sure to be in", *found):
+            table.add_column(column)
+        for row in entry["lengths"]:
+            calls = [effect["verdicts"].get(str(row["length"]), "") for effect in found.values()]
+            score = "-" if row["score"] is None else f"{row['score']:.3f}"
+            spread = f"{row['low']:.2f} to {row['high']:.2f}"
+            table.add_row(label(row["length"]), str(row["n"]), score, spread, *calls)
+        console.print(table)
+        for rule, effect in found.items():
+            console.print(f"{rule}: {said(effect, label)}", highlight=False, soft_wrap=True)
+        console.print(f"control: {entry['control']['note']}", highlight=False, soft_wrap=True)
+    for pair in summary["paired"]:
+        for row in pair["lengths"]:
+            line = (
+                f"{pair['other']} against {pair['first']} at {label(row['length'])}: of {row['prompts']} prompts, "
+                f"{row['only_other']} solved by {pair['other']} alone, {row['only_first']} by {pair['first']} alone, "
+                f"p {row['p']:.3g}"
+            )
+            if row["difference"] is not None:
+                line += f"; mean score {row['difference']:+.3f}, {row['low']:+.2f} to {row['high']:+.2f}"
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def said(effect: dict[str, Any], label: Any) -> str:
+    """An effective length with its interval in words.
+
+    >>> found = {"low": 4096, "high": 8192, "confidence": 0.95, "share_of_claimed": 0.5, "verdicts": {"4096": "pass"}}
+    >>> said(found, str)
+    'at least 4096, below 8192 (95% interval); shown to work: 50% of what is claimed'
+    """
+    low, high = effect["low"], effect["high"]
+    ends = [f"at least {label(low)}"] if low is not None else []
+    ends += [f"below {label(high)}"] if high is not None else []
+    if not ends:
+        return "undecided: no length has passed or failed yet; give more trials or a longer budget"
+    share = effect["share_of_claimed"]
+    tail = f"; shown to work: {share:.0%} of what is claimed" if share is not None else ""
+    return f"{', '.join(ends)} ({effect['confidence']:.0%} interval){tail}"

@@ -1,0 +1,111 @@
+"""`hf-longctx tasks`: every task with an example, or one of them rendered in full."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hf_longctx.measure.tasks import Prompt, Task
+
+_AROUND = 160
+"""Characters of the beginning and of the end of a prompt in the list."""
+
+
+def tasks(
+    name: Annotated[str | None, typer.Argument(metavar="[TASK]", help="Render only this one, in full.")] = None,
+    length: Annotated[str, typer.Option("--length", help="Tokens of prompt and answer, k is 1024.")] = "1k",
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same token ids.")] = 0,
+    depth: Annotated[float | None, typer.Option("--depth", help="Where the asked fact stands, 0 to 1.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Whose tokenizer counts. [default: one token a word]")
+    ] = None,
+    style: Annotated[str, typer.Option("--style", help="prefix, chat or base.")] = "prefix",
+    haystack: Annotated[
+        str | None, typer.Option("--haystack", help="Natural text: kjv, prose, filler or a folder. [default: prose]")
+    ] = None,
+    files: Annotated[Path | None, typer.Option("--files", help="Your file, for qa_1 and qa_2.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List what can be asked, each task with an example, or render one.
+
+    Raises:
+        ValueError: an unknown task, a length without room for it, or a missing file.
+    """
+    from hf_longctx.cli.needle import parse_lengths
+    from hf_longctx.hf.loading import load_tokenizer
+    from hf_longctx.measure.tasks import REGISTRY, find
+    from hf_longctx.measure.word_tokenizer import WordTokenizer
+
+    sizes = parse_lengths(length)
+    if len(sizes) > 1:
+        raise ValueError(f"--length {length!r} is a list: give one length")
+    chosen = [find(name)] if name is not None else [REGISTRY[key] for key in sorted(REGISTRY)]
+    tokenizer: Any = WordTokenizer() if model is None else load_tokenizer(model)
+    shown = []
+    for task in chosen:
+        # In the list a task over a file is named without one; asked for by name it must have it.
+        listed = name is None and task.files is not None and files is None
+        options: dict[str, Any] = {"style": style, "haystack": haystack, "files": files}
+        shown.append((task, None if listed else task(tokenizer, sizes[0], seed, depth, **options)))
+    if as_json:
+        entries = [_entry(task, prompt, tokenizer) for task, prompt in shown]
+        typer.echo(json.dumps({"tasks": entries}, ensure_ascii=False))
+    elif name is not None and shown[0][1] is not None:
+        _render(shown[0][0], shown[0][1], tokenizer)
+    else:
+        for task, prompt in shown:
+            _list(task, prompt, tokenizer)
+
+
+def _entry(task: Task, prompt: Prompt | None, tokenizer: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": task.name,
+        "summary": task.summary,
+        "rule": task.rule,
+        "budget": task.budget,
+        "source": task.source,
+        "control": task.control,
+        "files": task.files,
+    }
+    if prompt is not None:
+        entry["example"] = {
+            "text": tokenizer.decode(list(prompt.ids)),
+            "length": prompt.length,
+            "seed": prompt.seed,
+            "expected": list(prompt.expected),
+            "needles": [list(span) for span in prompt.needles],
+            "depth": prompt.depth,
+            "unique_share": prompt.unique_share,
+            "overlap": prompt.overlap,
+            "padding": prompt.padding,
+        }
+    return entry
+
+
+def _measured(prompt: Prompt) -> str:
+    parts = [f"{len(prompt.ids)} tokens and {prompt.budget} for the answer", f"unique runs {prompt.unique_share:.0%}"]
+    if prompt.overlap is not None:
+        parts.append(f"words of the question in its needle {prompt.overlap:.0%}")
+    if prompt.needles:
+        parts.append(f"needle at {', '.join(str(start) for start, _ in prompt.needles)}")
+    return "; ".join(parts)
+
+
+def _list(task: Task, prompt: Prompt | None, tokenizer: Any) -> None:
+    typer.secho(task.name, bold=True)
+    typer.echo(f"  {task.summary}\n  {task.source}; scores {task.rule}, {task.budget} answer tokens")
+    if prompt is None:
+        typer.echo(f"  needs --files, {task.files}\n")
+        return
+    text = " ".join(tokenizer.decode(list(prompt.ids)).split())
+    typer.echo(f"  {text[:_AROUND]} ... {text[-_AROUND:]}\n  -> {', '.join(prompt.expected)}\n  {_measured(prompt)}\n")
+
+
+def _render(task: Task, prompt: Prompt, tokenizer: Any) -> None:
+    typer.secho(f"{task.name}: {task.summary}", bold=True)
+    typer.echo(f"{tokenizer.decode(list(prompt.ids))}\n")
+    typer.echo(f"expected ({task.rule}): {', '.join(prompt.expected)}\n{_measured(prompt)}")

@@ -1,0 +1,313 @@
+"""The effective length with its uncertainty: what to test next, and what the tests so far say.
+
+Lengths are climbed from the shortest. Each is tested trial by trial until it passes, fails, or has used up its
+trials. At the first failure the gap below it is bisected. What is left is an interval: the longest length shown to
+work, and the shortest shown not to. All here is a pure function of the scores.
+
+The interval's error is shared out beforehand: half to its lower end, which is wrong only if the first bad rung or a
+bad length of the bisection passes (a fixed sequence: nothing longer is believed after a rung that did not pass), and
+half to its upper end, which is wrong only if some good length fails. It takes the curve to fall, never to rise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .sequential import decide
+
+Scores = Mapping[int, Sequence[float | None]]
+"""Length to the score of each trial; None where it could not be asked. Every trial is one seed."""
+
+RULES = {"absolute": 0.856, "own": 0.85}
+"""`absolute`: RULER's bar (arXiv 2404.06654); `own`: NoLiMa's share of the model's own score at the shortest length
+(arXiv 2502.05167)."""
+
+FLOOR = 0.25
+"""A model shown to score below this at its shortest length has no score to keep, and fails the rule `own`."""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """How an effective length is looked for.
+
+    Args:
+        ladder: lengths in tokens, ascending; the first is the base of the rule `own`.
+        trials: most trials of a length.
+        bisections: how often the gap below the first failure is halved.
+        confidence: chance that the interval holds the true effective length.
+
+    Raises:
+        ValueError: for a ladder that does not ascend, or numbers out of range.
+    """
+
+    ladder: tuple[int, ...]
+    trials: int = 48
+    bisections: int = 2
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not self.ladder or list(self.ladder) != sorted(set(self.ladder)) or self.ladder[0] < 1:
+            raise ValueError(f"ladder={self.ladder}: give at least one length, ascending, none twice")
+        if self.trials < 1:
+            raise ValueError(f"trials={self.trials}: give at least 1")
+        if self.bisections < 0:
+            raise ValueError(f"bisections={self.bisections}: give at least 0")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence={self.confidence}: it must be between 0 and 1, such as 0.95")
+
+    @property
+    def pass_level(self) -> float:
+        """Chance of a wrong pass in one test."""
+        return (1 - self.confidence) / 2 / (1 + self.bisections)
+
+    @property
+    def fail_level(self) -> float:
+        """Chance of a wrong fail in one test; the test against `FLOOR` is one of them."""
+        return (1 - self.confidence) / 2 / (len(self.ladder) + self.bisections + 1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the tests say under one rule.
+
+    Attributes:
+        low: longest length shown to work, all rungs below it too; None if not even the shortest.
+        high: shortest length shown not to work; None if none.
+        verdicts: length to `pass`, `fail` or `undecided`.
+        ask: (length, trial) that is wanted next, or None when all is said that the trials allow.
+    """
+
+    low: int | None
+    high: int | None
+    verdicts: Mapping[int, str]
+    ask: tuple[int, int] | None
+
+
+def judge(scores: Scores, climb: Climb, rule: str) -> Found:
+    """What is known so far, and what to ask next.
+
+    Args:
+        scores: so far.
+        climb: how to look.
+        rule: one of `RULES`.
+
+    Returns:
+        The finding; `undecided` lengths are those whose trials are used up, or could not be asked.
+
+    Raises:
+        ValueError: for an unknown rule.
+
+    >>> climb = Climb((1024, 2048, 4096), bisections=1)
+    >>> judge({}, climb, "absolute").ask
+    (1024, 0)
+    >>> found = judge({1024: [1.0] * 40, 2048: [1.0] * 40, 4096: [0.0] * 9}, climb, "absolute")
+    >>> found.low, found.high, found.ask
+    (2048, 4096, (3072, 0))
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r} is not a rule: choose one of {', '.join(RULES)}")
+    verdicts: dict[int, str] = {}
+    low: int | None = None
+    high: int | None = None
+
+    def found(ask: tuple[int, int] | None) -> Found:
+        return Found(low, high, verdicts, ask)
+
+    climbing = True
+    for length in climb.ladder:
+        call, ask = _test(scores, length, climb, rule)
+        verdicts[length] = call
+        if ask is not None:
+            return found(ask)
+        if call == "fail":
+            high = length
+            break
+        # After a length that stays undecided nothing longer is believed to pass; only the upper end is looked for.
+        climbing = climbing and call == "pass"
+        if climbing:
+            low = length
+    if high is None or low is None or not climbing:
+        return found(None)
+    for _ in range(climb.bisections):
+        middle = (low + high) // 2
+        if middle in (low, high):
+            break
+        call, ask = _test(scores, middle, climb, rule)
+        verdicts[middle] = call
+        if ask is not None:
+            return found(ask)
+        if call == "undecided":
+            break
+        low, high = (middle, high) if call == "pass" else (low, middle)
+    return found(None)
+
+
+def falling_fit(means: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The non-increasing curve nearest to means in weighted squares: pool adjacent violators.
+
+    Args:
+        means: by ascending length.
+        weights: trials of each.
+
+    Returns:
+        The fitted means (Ayer et al. 1955, Ann. Math. Statist. 26).
+
+    >>> falling_fit([0.9, 0.5, 0.7, 0.1], [1, 1, 1, 1])
+    [0.9, 0.6, 0.6, 0.1]
+    """
+    blocks: list[list[float]] = []
+    for mean, weight in zip(means, weights):
+        blocks.append([mean, weight, 1])
+        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
+            mean_b, weight_b, size_b = blocks.pop()
+            mean_a, weight_a, size_a = blocks.pop()
+            total = weight_a + weight_b
+            blocks.append([(mean_a * weight_a + mean_b * weight_b) / total, total, size_a + size_b])
+    return [mean for mean, _, size in blocks for _ in range(int(size))]
+
+
+def crossing(lengths: Sequence[int], curve: Sequence[float], threshold: float) -> float:
+    """Where a falling curve crosses a threshold, straight between lengths on a logarithmic scale.
+
+    Args:
+        lengths: ascending.
+        curve: from `falling_fit`.
+        threshold: the score to reach.
+
+    Returns:
+        A length in tokens; 0 below the shortest, infinity past the longest.
+
+    >>> round(crossing([1024, 4096], [1.0, 0.0], 0.5)), crossing([1024], [1.0], 0.5), crossing([1024], [0.2], 0.5)
+    (2048, inf, 0.0)
+    """
+    if not len(lengths) or curve[0] < threshold:
+        return 0.0
+    for (short, above), (long, below) in zip(zip(lengths, curve), zip(lengths[1:], curve[1:])):
+        if below < threshold:
+            share = (above - threshold) / (above - below)
+            return float(math.exp(math.log(short) + share * math.log(long / short)))
+    return math.inf
+
+
+def curve_length(
+    scores: Scores, climb: Climb, rule: str, *, draws: int = 400, seed: int = 0
+) -> tuple[float, float, float]:
+    """Where the fitted curve crosses the rule's line, with a percentile bootstrap over seeds.
+
+    A seed is drawn with its scores at all lengths, so that what they have in common stays together. This describes
+    the curve; it promises no coverage, since the trials were chosen by looking. The promise is `judge`'s.
+
+    Args:
+        scores: so far.
+        climb: its first rung and confidence are used.
+        rule: one of `RULES`.
+        draws: resamples.
+        seed: of the resampling.
+
+    Returns:
+        (estimate, low, high) in tokens; 0 below the shortest length, infinity past the longest.
+    """
+    lengths = [length for length in sorted(scores) if any(one is not None for one in scores[length])]
+    if not lengths:
+        return 0.0, 0.0, math.inf
+    seeds = max(len(scores[length]) for length in lengths)
+    table = np.full((len(lengths), seeds), np.nan)
+    for row, length in enumerate(lengths):
+        given = [np.nan if one is None else one for one in scores[length]]
+        table[row, : len(given)] = given
+    rng = np.random.default_rng(seed)
+    samples = [np.arange(seeds), *rng.integers(0, seeds, (draws, seeds))]
+    found = [one for sample in samples if (one := _crossing_of(lengths, table[:, sample], climb, rule)) is not None]
+    tail = (1 - climb.confidence) / 2
+    # Inverse of the empirical distribution: infinity is a value like any other.
+    low, high = np.quantile(found[1:] or found, [tail, 1 - tail], method="inverted_cdf")
+    return found[0], float(low), float(high)
+
+
+def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """The effective length under each rule, as in `summary.json`.
+
+    Args:
+        scores: of one variant.
+        climb: how it was looked for.
+        claimed: the variant's own maximum, in tokens.
+        seed: of the bootstrap.
+
+    Returns:
+        Per rule `length` (shown to work), `low` and `high` (the interval at `confidence`: at least low, below high,
+        None where open), `share_of_claimed`, `threshold`, `verdicts`, `curve` (estimate and bootstrap interval).
+
+    >>> scores = {1024: [1.0] * 40, 2048: [1.0] * 40, 4096: [0.0] * 9}
+    >>> found = summarise(scores, Climb((1024, 2048, 4096), bisections=0), 8192)["absolute"]
+    >>> found["length"], found["high"], found["share_of_claimed"]
+    (2048, 4096, 0.25)
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for rule, share in RULES.items():
+        found = judge(scores, climb, rule)
+        calls = {str(length): "undecided" if call == "open" else call for length, call in found.verdicts.items()}
+        base = _valid(scores.get(climb.ladder[0], ()))
+        threshold = share if rule == "absolute" else (share * sum(base) / len(base) if base else None)
+        curve = [one if math.isfinite(one) else None for one in curve_length(scores, climb, rule, seed=seed)]
+        result[rule] = {
+            "length": found.low,
+            "low": found.low,
+            "high": found.high,
+            "confidence": climb.confidence,
+            "share_of_claimed": round(found.low / claimed, 4) if found.low and claimed else None,
+            "threshold": threshold,
+            "verdicts": dict(sorted(calls.items(), key=lambda item: int(item[0]))),
+            "curve": {"length": curve[0], "low": curve[1], "high": curve[2]},
+        }
+    return result
+
+
+def _test(scores: Scores, length: int, climb: Climb, rule: str) -> tuple[str, tuple[int, int] | None]:
+    """The verdict on a length, and the trial it wants next."""
+    given = scores.get(length, ())
+    base = scores.get(climb.ladder[0], ())
+    levels = {"pass_level": climb.pass_level, "fail_level": climb.fail_level}
+    if rule == "absolute":
+        call = decide(_valid(given), RULES[rule], **levels)
+    elif decide(_valid(base), FLOOR, **levels) == "fail":
+        call = "fail"
+    else:
+        # "At least this share of the own score" is "the mean of x - share * base is at least 0", seed by seed: the
+        # base's own sampling error is in it. Scaled to 0..1, which moves the threshold from 0.
+        share = RULES[rule]
+        pairs = [(x, b) for x, b in zip(given, base) if x is not None and b is not None]
+        call = decide([(x - share * b + share) / (1 + share) for x, b in pairs], share / (1 + share), **levels)
+    if call != "open":
+        return call, None
+    if len(given) >= climb.trials or (given and all(one is None for one in given)):
+        return "undecided", None
+    if rule == "own" and len(base) <= len(given) and length != climb.ladder[0]:
+        return "open", (climb.ladder[0], len(base))
+    return "open", (length, len(given))
+
+
+def _valid(scores: Sequence[float | None]) -> list[float]:
+    return [one for one in scores if one is not None]
+
+
+def _crossing_of(lengths: Sequence[int], table: Any, climb: Climb, rule: str) -> float | None:
+    """Crossing of a table (lengths, seeds) of scores, NaN where there is none; None without any base score."""
+    counts = (~np.isnan(table)).sum(axis=1)
+    kept = counts > 0
+    if not kept.any():
+        return None
+    means = np.nansum(table[kept], axis=1) / counts[kept]
+    names = [length for length, keep in zip(lengths, kept) if keep]
+    threshold = RULES[rule]
+    if rule == "own":
+        if names[0] != climb.ladder[0]:
+            return None
+        threshold *= float(means[0])
+    if threshold == 0.0:
+        return 0.0
+    return crossing(names, falling_fit(means.tolist(), counts[kept].tolist()), threshold)

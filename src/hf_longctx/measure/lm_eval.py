@@ -1,0 +1,108 @@
+"""Patched models under EleutherAI's lm-evaluation-harness, with its maximum length set and no prompt cut.
+
+    import lm_eval
+    from hf_longctx.measure.lm_eval import longctx_lm
+
+    lm = longctx_lm("demo", rope="yarn:2", max_length=16384)
+    lm_eval.simple_evaluate(model=lm, tasks=["lambada_openai"], limit=20)
+
+The harness cuts prompts that are too long from the left and scores what is left, which drops the needles of shallow
+depths and calls them missed. Here such a prompt raises instead.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+
+def longctx_lm(
+    pretrained: Any,
+    *,
+    tokenizer: Any = None,
+    attention: str | None = None,
+    rope: str | None = None,
+    max_length: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> Any:
+    """A model for the harness's `simple_evaluate(model=...)`.
+
+    Args:
+        pretrained: hub id, local folder, `demo`, or a loaded causal LM, which may be patched already.
+        tokenizer: of a loaded model; not given for a name.
+        attention: patch it with this pattern, in text form.
+        rope: patch it with this scaling, in text form.
+        max_length: most tokens of a prompt and its answer; None takes what the patched config claims.
+        dtype: as `load_model`, for a name.
+        device: as `load_model`, for a name.
+        **options: to the harness's `HFLM`, such as `batch_size`.
+
+    Returns:
+        An instance of a subclass of `lm_eval.models.huggingface.HFLM`. A loaded model is patched in place.
+
+    Raises:
+        ModuleNotFoundError: the package lm-eval is missing.
+        ValueError: a maximum below 1, a loaded model without its tokenizer, or a patch that cannot work.
+    """
+    bridge = _bridge()
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length={max_length}: give at least 1 token")
+    if isinstance(pretrained, str):
+        if tokenizer is not None:
+            raise ValueError("tokenizer is given beside a name: leave it out, or pass the loaded model")
+        from hf_longctx.hf.loading import load_model
+
+        pretrained, tokenizer = load_model(pretrained, dtype=dtype, device=device)
+    elif tokenizer is None:
+        raise ValueError("tokenizer=None: pass the tokenizer of the loaded model")
+    if attention is not None or rope is not None:
+        from hf_longctx import patch
+
+        patch(pretrained, attention=attention, rope=rope)
+    config = pretrained.config.get_text_config(decoder=True)
+    limit = max_length or getattr(config, "max_position_embeddings", None)
+    return bridge(pretrained=pretrained, tokenizer=tokenizer, max_length=limit, **options)
+
+
+@lru_cache(maxsize=1)
+def _bridge() -> type:
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the bridge to lm-evaluation-harness needs the package lm-eval: pip install "hf_longctx[lm-eval]"'
+        ) from error
+
+    class LongctxLM(HFLM):
+        """HFLM that refuses what it would cut."""
+
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> Any:
+            """Encode a batch; raises ValueError where the harness would cut."""
+            ids, mask = super().tok_batch_encode(strings, padding_side=padding_side)
+            if left_truncate_len is not None:
+                _refuse(ids.shape[1], left_truncate_len)
+            return ids, mask
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            for _, context, continuation in requests:
+                # The last token is only predicted, never read.
+                _refuse(len(context) + len(continuation) - 1, self.max_length)
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+    return LongctxLM
+
+
+def _refuse(tokens: int, limit: int) -> None:
+    if tokens > limit:
+        raise ValueError(
+            f"a prompt has {tokens} tokens and there is room for {limit}, the answer's left out: raise max_length, or "
+            "choose shorter prompts; none is cut"
+        )

@@ -1,0 +1,42 @@
+"""RULER's `qa_2`: a question that needs two documents, those of other questions around them.
+
+>>> import json, pathlib, tempfile
+>>> from hf_longctx.measure.tasks import find
+>>> from hf_longctx.measure.word_tokenizer import WordTokenizer
+>>> context = [[f"Town {n}", [f"Town {n} lies by a river."]] for n in range(40)]
+>>> context += [["Ada", ["Ada lives in Lima."]], ["Lima", ["Lima is in Peru."]]]
+>>> asked = {"question": "In which country does Ada live?", "answer": "Peru", "context": context}
+>>> asked["supporting_facts"] = [["Ada", 0], ["Lima", 0]]
+>>> with tempfile.TemporaryDirectory() as folder:
+...     file = pathlib.Path(folder) / "hotpot.json"
+...     _ = file.write_text(json.dumps([asked]))
+...     prompt = find("qa_2")(WordTokenizer(), length=256, seed=0, files=file)
+>>> print(prompt.question, "->", *prompt.expected, len(prompt.needles))
+Question: In which country does Ada live? -> Peru 2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Draft, Material, task
+from .qa import BUDGET, about_documents
+
+_FORM = "a JSON file in HotpotQA's form: question, answer, context, supporting_facts"
+
+
+@task(rule="any", budget=BUDGET, source="RULER (arXiv 2404.06654), question answering over HotpotQA", files=_FORM)
+def qa_2(draft: Draft) -> Material:
+    """A question that needs two documents of a file in HotpotQA's form, among those of its other questions."""
+    return about_documents(draft, _read, _FORM)
+
+
+def _read(parsed: Any) -> tuple[list[str], list[tuple[str, list[str], list[str]]]]:
+    documents: list[str] = []
+    questions = []
+    for one in parsed:
+        texts = {title: f"{title}\n{''.join(sentences)}" for title, sentences in one["context"]}
+        documents += texts.values()
+        titles = dict.fromkeys(title for title, _ in one["supporting_facts"])
+        questions.append((one["question"], [one["answer"]], [texts[title] for title in titles]))
+    return documents, questions

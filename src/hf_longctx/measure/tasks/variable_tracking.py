@@ -1,0 +1,71 @@
+"""RULER's variable tracking (`vt`): a chain of assignments scattered over the text.
+
+>>> from hf_longctx.measure.tasks import find
+>>> from hf_longctx.measure.word_tokenizer import WordTokenizer
+>>> prompt = find("variable_tracking")(WordTokenizer(), length=600, seed=0)
+>>> print(prompt.question, "->", *prompt.expected)
+Which variables of the text have the value 74675? Name all 5. -> MWGEZ CHJVJ NGAED ZFIPW SNNKS
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+
+from .base import Context, Draft, Material, task
+from .draws import letters
+from .fill import hide
+
+_NAMES = 5
+_EXAMPLE_SENTENCES = 10
+
+
+@task(rule="all", budget=30, source="RULER (arXiv 2404.06654), variable tracking: 1 chain, 4 hops")
+def variable_tracking(draft: Draft) -> Material:
+    """Every variable that a chain of four assignments gives one value, in repeated filler; one example first."""
+    rng = draft.rng
+    names = letters(rng, 5, upper=True)
+    (example_value, example), (value, chain) = (_chain(rng, names) for _ in range(2))
+    # A chain is read from its beginning: sorted depths keep it in order, and the first is the one that was asked for.
+    first, *rest = draft.depths(_NAMES)
+    depths = (
+        [first, *(first + (1 - first) * depth for depth in sorted(rest))]
+        if draft.depth is not None
+        else sorted([first, *rest])
+    )
+    facts = _statements(chain, value)
+
+    def fill(room: int) -> Context:
+        planted = [] if draft.control else facts
+        return hide(draft.codec, draft.sentences("filler"), planted, depths[: len(planted)], room, asked=len(planted))
+
+    shown = list(itertools.islice(draft.sentences("filler"), _EXAMPLE_SENTENCES))
+    for index, statement in enumerate(_statements(example, example_value)):
+        shown.insert(3 * index, statement)
+    return Material(
+        instruction="Follow the assignments of variables that are hidden in a text.\n\n"
+        f"{' '.join(shown)}\n\n{_question(example_value)}\n{_prefix(example_value)} {', '.join(example)}.\n\n"
+        "Now another text.",
+        question=_question(value),
+        prefix=_prefix(value),
+        expected=tuple(chain),
+        facts=tuple(facts),
+        fill=fill,
+    )
+
+
+def _chain(rng: random.Random, names: Iterator[str]) -> tuple[str, list[str]]:
+    return str(rng.randrange(10_000, 100_000)), list(itertools.islice(names, _NAMES))
+
+
+def _statements(chain: Sequence[str], value: str) -> list[str]:
+    return [f"VAR {name} = {source}." for name, source in zip(chain, [value, *(f"VAR {name}" for name in chain)])]
+
+
+def _question(value: str) -> str:
+    return f"Which variables of the text have the value {value}? Name all {_NAMES}."
+
+
+def _prefix(value: str) -> str:
+    return f"The {_NAMES} variables with the value {value} are"

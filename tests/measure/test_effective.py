@@ -1,0 +1,163 @@
+"""Effective lengths: the climb, the fit, and by simulation the coverage of the interval."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_longctx.measure.effective import Climb, crossing, curve_length, falling_fit, judge, summarise
+
+LADDER = (1024, 2048, 4096, 8192)
+GOOD, BAD = [1.0] * 48, [0.0] * 12
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    path = Path(__file__).parents[2] / "evals" / "bench" / "coverage.py"
+    spec = importlib.util.spec_from_file_location("coverage_simulation", path)
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(climb, rule, score):
+    scores = {}
+    while (found := judge(scores, climb, rule)).ask is not None:
+        length, trial = found.ask
+        assert len(scores.setdefault(length, [])) == trial
+        scores[length].append(score(length, trial))
+    return found, scores
+
+
+@pytest.mark.parametrize("rule", ["absolute", "own"])
+@pytest.mark.parametrize(("limit", "low", "high"), [(5000, 4096, 5120), (1500, 1280, 1536), (10**9, 8192, None)])
+def test_a_step_is_climbed_to_and_bisected(rule, limit, low, high):
+    found, scores = run(Climb(LADDER), rule, lambda length, trial: float(length <= limit))
+    assert (found.low, found.high) == (low, high)
+    assert max(map(len, scores.values())) <= 48
+    clear = [length for length in scores if length > limit]
+    assert all(len(scores[length]) < 10 for length in clear) or rule == "own"
+
+
+def test_a_model_that_is_bad_from_the_start():
+    for rule in ("absolute", "own"):
+        found, scores = run(Climb(LADDER), rule, lambda length, trial: 0.0)
+        assert (found.low, found.high) == (None, 1024)
+        assert sum(map(len, scores.values())) < 30
+
+
+def test_the_rules_differ_where_the_own_score_is_low():
+    climb = Climb(LADDER, trials=200)
+    assert run(climb, "absolute", lambda length, trial: 0.5)[0].low is None
+    assert run(climb, "own", lambda length, trial: 0.5)[0].low == 8192
+
+
+def test_after_an_undecided_length_nothing_longer_is_believed():
+    score = {1024: [1.0], 2048: [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0], 4096: [1.0], 8192: [0.0]}
+    found, _ = run(Climb(LADDER), "absolute", lambda length, trial: score[length][trial % len(score[length])])
+    assert found.verdicts[2048] == "undecided"
+    assert found.verdicts[4096] == "pass"
+    assert (found.low, found.high) == (1024, 8192)
+
+
+def test_what_could_not_be_asked_is_undecided_never_a_fail():
+    found, scores = run(Climb(LADDER), "absolute", lambda length, trial: 1.0 if length < 4096 else None)
+    assert (found.low, found.high) == (2048, None)
+    assert found.verdicts == {1024: "pass", 2048: "pass", 4096: "undecided", 8192: "undecided"}
+    assert len(scores[4096]) == 1
+
+
+def test_the_own_rule_asks_the_base_for_the_same_seeds():
+    climb = Climb(LADDER, trials=300)
+    _, scores = run(climb, "own", lambda length, trial: float((trial * 7919 + length) % 100 < 95))
+    assert all(len(scores[length]) <= len(scores[1024]) for length in scores)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 9)), min_size=1, max_size=7))
+def test_the_fit_falls_and_nothing_falling_is_nearer(points):
+    means, weights = [mean for mean, _ in points], [weight for _, weight in points]
+    fit = np.array(falling_fit(means, weights))
+    assert all(a >= b - 1e-12 for a, b in zip(fit, fit[1:]))
+    # The condition for a projection on a cone: the residual is orthogonal to the fit and at most so to every step.
+    residual = (np.array(means) - fit) * np.array(weights)
+    assert abs(residual @ fit) < 1e-9
+    assert all(residual[:count].sum() <= 1e-9 for count in range(1, len(fit)))
+    assert abs(residual.sum()) < 1e-9
+
+
+def test_crossing_by_hand():
+    assert crossing([1024, 2048, 8192], [1.0, 0.9, 0.5], 0.7) == pytest.approx(4096)
+    assert crossing([1024, 2048], [1.0, 0.856], 0.856) == math.inf
+
+
+def test_the_bootstrap_draws_seeds_not_samples():
+    """Two kinds of seeds, good everywhere and bad everywhere: all lengths of a resample move together."""
+    scores = {length: [1.0, 0.0] * 10 for length in LADDER}
+    _, low, high = curve_length(scores, Climb(LADDER), "absolute")
+    assert (low, high) == (0.0, 0.0)
+    estimate, low, high = curve_length(scores, Climb(LADDER), "own")
+    assert (estimate, low, high) == (math.inf, math.inf, math.inf)  # drawn one by one, some length would fall short
+
+
+def test_a_summary_says_it_all():
+    found = summarise({1024: GOOD, 2048: GOOD, 4096: BAD}, Climb((1024, 2048, 4096), bisections=0), 4096)
+    absolute = found["absolute"]
+    assert (absolute["length"], absolute["low"], absolute["high"]) == (2048, 2048, 4096)
+    assert absolute["share_of_claimed"] == 0.5
+    assert absolute["verdicts"] == {"1024": "pass", "2048": "pass", "4096": "fail"}
+    assert 2048 < absolute["curve"]["length"] < 4096
+    assert summarise({}, Climb((1024,)), None)["own"]["length"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"ladder": ()}, "ladder="),
+        ({"ladder": (2048, 1024)}, "ascending"),
+        ({"ladder": (1024,), "trials": 0}, "trials=0"),
+        ({"ladder": (1024,), "bisections": -1}, "bisections=-1"),
+        ({"ladder": (1024,), "confidence": 95}, "confidence=95"),
+    ],
+)
+def test_a_climb_that_cannot_be_is_refused(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Climb(**fields)
+
+
+@pytest.mark.parametrize("rule", ["absolute", "own"])
+def test_the_interval_holds_the_truth_at_its_rate(simulation, capsys, rule):
+    runs, climb = 25, Climb(simulation.LADDER, trials=40, confidence=0.9)
+    curves = ("step at 6K", "falls fast after 8K", "just above the line", "just below the line")
+    held = {}
+    for name in curves:
+        curve = simulation.CURVES[name]
+        truth = curve.truth(rule)
+        found = [run(climb, rule, lambda n, t: curve.score(n, t, seed))[0] for seed in range(runs)]  # noqa: B023
+        inside = [(one.low or 0) <= truth and (one.high is None or truth < one.high) for one in found]
+        held[name] = sum(inside) / runs
+    overall = sum(held.values()) / len(held)
+    with capsys.disabled():
+        print(f"\ncoverage of the 90% interval, rule {rule}: {overall:.3f} {held}", end=" ")
+    assert overall >= 0.9 - 3 * math.sqrt(0.9 * 0.1 / (runs * len(curves)))
+
+
+def test_the_simulation_would_notice_a_careless_interval(simulation):
+    """Looking at plain Wilson bounds after every trial, as if their number were fixed, is wrong too often."""
+    from hf_longctx.measure.stats import verdict
+
+    curve, wrong = simulation.CURVES["just above the line"], 0
+    for seed in range(60):
+        hits = 0
+        for trial in range(150):
+            hits += curve.score(1024, trial, seed)
+            if verdict(int(hits), trial + 1, 0.856) == "fail":
+                wrong += 1
+                break
+    assert wrong / 60 > 0.1

@@ -1,0 +1,237 @@
+"""Evaluating tasks: the same ids for all, rows that survive a kill, invalid apart from wrong, controls, budgets."""
+
+import json
+import re
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from hf_longctx.cli.effective import effective, parse_budget, parse_files
+from hf_longctx.hf import loading
+from hf_longctx.measure import evaluate, subject
+from hf_longctx.measure.climb import run_effective
+from hf_longctx.measure.evaluate import Evaluation, run_tasks
+from hf_longctx.measure.report import load
+from hf_longctx.measure.tally import numbers, pair, scores
+from hf_longctx.measure.tasks import find
+
+VARIANTS = ["window: attention=window:64+global:4", "yarn2: rope=yarn:2"]
+OPTIONS = {"tasks": ["passkey", "multihop"], "lengths": [380, 480], "trials": 2, "variants": VARIANTS}
+
+
+def rows_of(out):
+    """Rows without what the clock decides."""
+    lines = (out / "rows.jsonl").read_text().splitlines()
+    return [re.sub(r'"seconds": [\d.]+', "", line) for line in lines]
+
+
+def test_every_variant_is_asked_the_same_and_answers_as_generate_does(model, tokenizer, monkeypatch):
+    seen = []
+    real = evaluate.ask
+
+    def spy(reader, ids, **more):
+        reply = real(reader, ids, **more)
+        seen.append((tuple(ids), reply.ids, more["limit"]))
+        return reply
+
+    monkeypatch.setattr(evaluate, "ask", spy)
+    run_tasks(model, tokenizer, controls=0, **OPTIONS)
+    asked = [ids for ids, _, _ in seen]
+    assert len(asked) == 24
+    assert asked[:8] == asked[8:16] == asked[16:]
+    for ids, answer, limit in seen[:8]:
+        whole = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False)[0, len(ids) :].tolist()
+        assert list(answer) == [token for token in whole if token != tokenizer.eos_token_id][: len(answer)]
+        assert len(answer) == limit or tokenizer.eos_token_id in whole
+
+
+def test_a_row_says_what_was_asked_and_found(model, tokenizer, tmp_path):
+    summary = run_tasks(model, tokenizer, out=tmp_path, **OPTIONS)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 2 * 2 * (2 + 1)  # two trials, and a control with the first
+    for row in rows:
+        assert row["outcome"] in ("hit", "miss", "invalid")
+        prompt = find(row["task"])(tokenizer, row["length"], row["trial"], control=row["kind"] != row["task"])
+        assert row["expected"] == list(prompt.expected)
+        assert row["prompt_tokens"] == len(prompt.ids)
+        assert row["score"] == prompt.score(row["answer"])
+        assert (row["depth"] is None) == (row["kind"] != row["task"])
+    assert summary["variants"]["stock"]["control"]["n"] == 4
+    assert summary["variants"]["stock"]["lengths"][0]["n"] == 2
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert [one["other"] for one in summary["paired"]] == ["window", "yarn2"]
+    assert summary["paired"][0]["lengths"][0]["prompts"] == 4
+
+
+def test_stopped_after_any_row_it_ends_with_the_same_rows(model, tokenizer, tmp_path):
+    whole = run_tasks(model, tokenizer, out=tmp_path / "whole", **OPTIONS)
+    out, stops, seen = tmp_path / "run", 0, []
+
+    def stop(row):
+        seen.append(row)
+        if len(seen) % 5 == 0:
+            raise KeyboardInterrupt
+
+    while True:
+        try:
+            summary = run_tasks(model, tokenizer, out=out, on_row=stop, **OPTIONS)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+            torn = (out / "rows.jsonl").read_bytes()
+            if stops == 2:  # a kill may tear the last line
+                (out / "rows.jsonl").write_bytes(torn[:-20])
+                seen.pop()
+            assert json.loads((out / "summary.json").read_text())["variants"]["stock"]["cells"]
+    assert stops == 8  # seven fives, and once more for the torn row
+    assert len(seen) == 36
+    assert rows_of(out) == rows_of(tmp_path / "whole")
+    for name in ("stock", "window", "yarn2"):
+        assert summary["variants"][name]["cells"] == whole["variants"][name]["cells"]
+
+
+def test_finished_it_runs_nothing_and_may_gain_trials_lengths_and_tasks(model, tokenizer, tmp_path, monkeypatch):
+    def again(**more):
+        rows = []
+        run_tasks(model, tokenizer, out=tmp_path, on_row=rows.append, **(OPTIONS | {"variants": []} | more))
+        return rows
+
+    assert len(again()) == 12
+    assert again() == []
+    assert {row["trial"] for row in again(trials=3)} == {2}
+    assert {row["length"] for row in again(lengths=[380, 420])} == {420}
+    assert {row["task"] for row in again(tasks=["passkey", "key_value"], lengths=[480])} == {"key_value"}
+    with pytest.raises(ValueError, match="seed was 0 and is now 1"):
+        again(seed=1)
+    with pytest.raises(ValueError, match="style was 'prefix' and is now 'base'"):
+        again(style="base")
+
+
+def test_too_short_and_out_of_memory_are_invalid_never_a_miss(model, tokenizer, monkeypatch):
+    summary = run_tasks(model, tokenizer, tasks=["passkey"], lengths=[30, 300], trials=1)
+    short, long = summary["variants"]["stock"]["cells"]
+    assert (short["n"], short["invalid"], short["score"]) == (0, 1, None)
+    assert (long["n"], long["invalid"]) == (1, 0)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(evaluate, "ask", full)
+    rows = []
+    run_tasks(model, tokenizer, tasks=["passkey"], lengths=[300], trials=1, on_row=rows.append)
+    assert {(row["outcome"], row["reason"]) for row in rows} == {("invalid", "out of memory")}
+
+
+def test_a_budget_ends_the_search_and_more_of_it_goes_on(model, tokenizer, tmp_path):
+    rows = []  # the clock of this test: a second a row
+    options = {"tasks": ["passkey"], "lengths": [200, 300], "trials": 6, "variants": VARIANTS[:1], "out": tmp_path}
+    first = run_effective(model, tokenizer, budget=6, clock=lambda: len(rows), on_row=rows.append, **options)
+    done = {name: sum(row["n"] for row in entry["lengths"]) for name, entry in first["variants"].items()}
+    assert done == {"stock": 2, "window": 2}  # and a control each
+    assert first["variants"]["stock"]["effective"]["absolute"]["verdicts"] == {"200": "undecided"}
+    whole = run_effective(model, tokenizer, **options)
+    for name, entry in whole["variants"].items():
+        assert sum(row["n"] for row in entry["lengths"]) > done[name]
+        found = entry["effective"]["absolute"]
+        assert (found["low"], found["high"]) == (None, 200)  # a random model finds nothing
+
+
+def test_length_dependent_rope_is_read_as_if_alone(model, tokenizer):
+    """Every prompt has its own cache, so a variant whose RoPE depends on the length needs no special path."""
+    rows = []
+    options = {"tasks": ["passkey"], "lengths": [700], "trials": 1, "controls": 0, "stock": False}
+    run_tasks(model, tokenizer, variants=["dynamic: rope=dynamic:1"], on_row=rows.append, **options)
+    assert rows[0]["outcome"] in ("hit", "miss")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tasks": []}, "tasks="),
+        ({"tasks": ["nothing"]}, "unknown task 'nothing'"),
+        ({"tasks": ["qa_1"]}, "give files="),
+        ({"files": {"passkey": "x"}}, "reads no file"),
+        ({"files": {"qa_1": "nowhere.json"}}, "cannot be read"),
+        ({"lengths": []}, "lengths is empty"),
+        ({"lengths": [1.5]}, "lengths holds 1.5"),
+        ({"trials": 0}, "trials=0"),
+        ({"style": "poem"}, "not a prompt style"),
+        ({"variants": ["a: rope=yarnn:2"]}, "yarn"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(model, tokenizer, tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run_tasks(model, tokenizer, out=tmp_path / "run", **(OPTIONS | change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_refused(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(subject, "free_memory", lambda device: 1000)
+    with pytest.raises(ValueError, match="choose shorter lengths"):
+        Evaluation(model, tokenizer, tasks=["passkey"], longest=1000)
+
+
+def row(variant, trial, score, *, task="a", length=512, kind=None, outcome=None):
+    outcome = outcome or ("hit" if score == 1 else "miss")
+    return {
+        "variant": variant, "task": task, "kind": kind or task, "length": length, "trial": trial, "score": score,
+        "outcome": outcome,
+    }  # fmt: skip
+
+
+def test_a_trial_is_the_mean_of_its_tasks_and_invalid_if_one_is():
+    rows = [
+        row("s", 0, 1.0),
+        row("s", 0, 0.5, task="b"),
+        row("s", 1, 1.0),
+        row("s", 1, None, task="b", outcome="invalid"),
+    ]
+    assert scores(rows, "s", ["a", "b"]) == {512: [0.75, None]}
+    found = numbers([*rows, row("s", 0, 1.0, kind="control a")], "s", ["a", "b"])
+    assert found["lengths"][0]["n"] == 1
+    assert found["invalid"] == 1
+    assert (found["control"]["n"], found["control"]["hits"]) == (1, 1)
+
+
+def test_variants_are_compared_on_the_prompts_that_both_answered():
+    rows = [row("s", trial, float(trial < 4)) for trial in range(8)]
+    rows += [row("v", trial, float(trial < 7)) for trial in range(7)] + [row("v", 7, None, outcome="invalid")]
+    (found,) = pair(rows, "s", "v", ["a"])["lengths"]
+    assert (found["prompts"], found["only_first"], found["only_other"]) == (7, 0, 3)
+    assert found["p"] == 0.25
+    assert found["difference"] == pytest.approx(3 / 7)
+    assert found["low"] <= found["difference"] <= found["high"]
+
+
+@pytest.fixture
+def call(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", lambda name, dtype=None, device=None: (model, tokenizer))
+    app = typer.Typer()
+    app.command()(effective)
+    return lambda *arguments: CliRunner().invoke(app, ["tiny", *arguments])
+
+
+def test_the_command_prints_verdicts_intervals_and_pairs(call, tmp_path):
+    arguments = ("--task", "passkey", "--lengths", "200,300", "--trials", "6", "--variant", "yarn2: rope=yarn:2")
+    result = call(*arguments, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    assert "absolute: below 200 (95% interval)" in result.stdout
+    assert "own: undecided" in result.stdout  # six trials cannot show that there is no score to keep
+    assert "yarn2 against stock at 200" in result.stdout
+    assert "trial 1" in result.stderr
+    with pytest.raises(ValueError, match="is a run of tasks, which has no page"):
+        load(tmp_path / "run")
+    again = call(*arguments, "--out", str(tmp_path / "run"), "--json")
+    assert json.loads(again.stdout)["variants"]["yarn2"]["effective"]["absolute"]["high"] == 200
+    assert again.stderr == ""
+
+
+def test_times_and_files_as_written():
+    assert [parse_budget(text) for text in ("90", "90s", "2m", "1h")] == [90, 90, 120, 3600]
+    for text in ("", "0m", "-1s", "1d"):
+        with pytest.raises(ValueError, match="is no time"):
+            parse_budget(text)
+    with pytest.raises(ValueError, match="once a task"):
+        parse_files(["qa_1=a", "qa_1=b"])
