@@ -116,8 +116,8 @@ def test_freed_tensors_do_not_count():
     with returning():
         meter = Meter(torch.device("cpu"))
         for _ in range(20):
-            torch.ones(1 << 20)
-        assert 3 << 20 < meter.peak() - meter.before < 12 << 20
+            torch.ones(1 << 24)  # 64 MiB: never out of what the heap already holds
+        assert 60 << 20 < meter.peak() - meter.before < 128 << 20
 
 
 @pytest.fixture
