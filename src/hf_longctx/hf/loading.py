@@ -69,6 +69,7 @@ def load_model(
         ValueError: no such model, or an unknown dtype.
     """
     _check_dtype(dtype)
+    device = _device(device)
     tokenizer = load_tokenizer(name)
     return load_weights(name, dtype=dtype, device=device), tokenizer
 
