@@ -28,7 +28,7 @@ smoke: setup
 	$(BIN)/hf-longctx needle demo --variant "yarn2: rope=yarn:2" --lengths 512,1k --depths 2 --out runs/smoke
 
 test: setup
-	$(BIN)/pytest -q -n auto --dist loadgroup
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 slow: setup
 	$(BIN)/pytest -q -m slow
