@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hf_longctx.cli.shared import (
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    NoStock,
+    Out,
+    Rope,
+    Variants,
+    asked_variants,
+    command_line,
+    parse_lengths,
+    stopped,
+)
+
 
 def cost(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")],
-    variant: Annotated[
-        list[str] | None,
-        typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
-    ] = None,
-    attention: Annotated[
-        str | None, typer.Option("--attention", help="Short for a variant 'patched' with this pattern.")
-    ] = None,
-    rope: Annotated[
-        str | None, typer.Option("--rope", help="Short for a variant 'patched' with this scaling.")
-    ] = None,
+    model: Model,
+    variant: Variants = None,
+    attention: Attention = None,
+    rope: Rope = None,
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k.")] = "1k,2k,4k",
     repeats: Annotated[int, typer.Option("--repeats", help="Timed runs, after one that is not.")] = 3,
     steps: Annotated[int, typer.Option("--steps", help="Tokens decoded after the prompt.")] = 16,
@@ -34,12 +39,10 @@ def cost(
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one variant and length.")] = 600.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the random prompt.")] = 0,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
-    ] = None,
-    no_stock: Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    out: Out = None,
+    no_stock: NoStock = False,
     no_standard: Annotated[
         bool, typer.Option("--no-standard", help="Leave standard attention, whose scores are stored, out.")
     ] = False,
@@ -50,14 +53,12 @@ def cost(
     Raises:
         ValueError: settings that cannot work, or a folder that holds another run.
     """
-    from hf_longctx.cli.needle import parse_lengths
     from hf_longctx.measure.cost import run_cost
     from hf_longctx.measure.machines import read_bytes
     from hf_longctx.rope.text import read_length
 
     tokens = parse_lengths(lengths)
-    given = [f"{key}={text}" for key, text in (("attention", attention), ("rope", rope)) if text is not None]
-    asked = [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
+    asked = asked_variants(variant, attention, rope)
     try:
         document = run_cost(
             model,
@@ -75,12 +76,10 @@ def cost(
             stock=not no_stock,
             standard=not no_standard,
             on_row=_line,
-            command=shlex.join(["hf-longctx", *sys.argv[1:]]),
+            command=command_line(),
         )
     except KeyboardInterrupt:
-        kept = f"what was measured is in {out}; the same command goes on from there" if out else "nothing was kept"
-        typer.echo(f"stopped: {kept}", err=True)
-        raise typer.Exit(130) from None
+        raise stopped(out, "measured") from None
     chosen = [row for row in document["rows"] if row["length"] in tokens]
     if as_json:
         typer.echo(json.dumps(document | {"rows": chosen}))

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hf_longctx.cli.shared import Device, Dtype, Model, NoStock, Out, Variants, command_line, parse_lengths, stopped
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def effective(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")],
+    model: Model,
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Repeatable; 'ruler' is its eleven without files.")
     ] = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
-    ] = None,
+    variant: Variants = None,
     lengths: Annotated[str, typer.Option("--lengths", help="The ladder in tokens, k is 1024.")] = "1k,2k,4k,8k,16k",
     budget: Annotated[str | None, typer.Option("--budget", help="Time for all variants: 90s, 30m, 2h.")] = None,
     trials: Annotated[int, typer.Option("--trials", help="Most trials of a length.")] = 48,
@@ -35,12 +31,10 @@ def effective(
     ] = None,
     files: Annotated[list[str] | None, typer.Option("--files", help="TASK=FILE, for qa_1 and qa_2.")] = None,
     style: Annotated[str, typer.Option("--style", help="prefix, chat or base.")] = "prefix",
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
-    ] = None,
-    no_stock: Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    out: Out = None,
+    no_stock: NoStock = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
 ) -> None:
     """Climb a ladder of lengths until a sequential test says where a model stops working.
@@ -48,7 +42,6 @@ def effective(
     Raises:
         ValueError: Settings that cannot work, or a folder that holds another run.
     """
-    from hf_longctx.cli.needle import parse_lengths
     from hf_longctx.hf.loading import BUNDLED, DEMO, load_model
     from hf_longctx.measure.climb import run_effective
     from hf_longctx.measure.effective import Climb
@@ -86,12 +79,10 @@ def effective(
             out=out,
             on_row=_line,
             model_name=BUNDLED if model == DEMO else model,
-            command=shlex.join(["hf-longctx", *sys.argv[1:]]),
+            command=command_line(),
         )
     except KeyboardInterrupt:
-        kept = f"what was found is in {out}; the same command goes on from there" if out else "nothing was kept"
-        typer.echo(f"stopped: {kept}", err=True)
-        raise typer.Exit(130) from None
+        raise stopped(out, "found") from None
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False))
         return

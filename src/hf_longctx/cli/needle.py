@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hf_longctx.cli.shared import (
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    NoStock,
+    Out,
+    Rope,
+    Variants,
+    asked_variants,
+    command_line,
+    parse_lengths,
+    stopped,
+)
+
 
 def needle(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")],
-    variant: Annotated[
-        list[str] | None,
-        typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
-    ] = None,
-    attention: Annotated[
-        str | None, typer.Option("--attention", help="Short for a variant 'patched' with this pattern.")
-    ] = None,
-    rope: Annotated[
-        str | None, typer.Option("--rope", help="Short for a variant 'patched' with this scaling.")
-    ] = None,
+    model: Model,
+    variant: Variants = None,
+    attention: Attention = None,
+    rope: Rope = None,
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k,8k.")] = "1k,2k,4k,8k",
     depths: Annotated[int, typer.Option("--depths", help="Depths from the beginning to the end of the text.")] = 5,
     trials: Annotated[int, typer.Option("--trials", help="Times, each with other text and needles.")] = 1,
@@ -39,12 +46,10 @@ def needle(
         str, typer.Option("--style", help="prefix (template and answer's beginning), chat or base.")
     ] = "prefix",
     exact: Annotated[bool, typer.Option("--exact", help="Read every prompt afresh: slow, the same answers.")] = False,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
-    ] = None,
-    no_stock: Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    out: Out = None,
+    no_stock: NoStock = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
 ) -> None:
     """Hide facts in text and ask for them at every length and depth, for a model and patched variants of it.
@@ -73,8 +78,7 @@ def needle(
     ):
         if text not in allowed:
             raise ValueError(f"{flag} {text!r} does not exist: choose one of {', '.join(allowed)}")
-    given = [f"{key}={text}" for key, text in (("attention", attention), ("rope", rope)) if text is not None]
-    asked = [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
+    asked = asked_variants(variant, attention, rope)
     chosen = as_variants(asked, stock=not no_stock)
     hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
     network, tokenizer = load_model(model, dtype=dtype, device=device)
@@ -96,42 +100,14 @@ def needle(
             stock=not no_stock,
             on_row=_Lines(trials),
             model_name=BUNDLED if model == DEMO else model,
-            command=shlex.join(["hf-longctx", *sys.argv[1:]]),
+            command=command_line(),
         )
     except KeyboardInterrupt:
-        kept = f"what was found is in {out}; the same command goes on from there" if out else "nothing was kept"
-        typer.echo(f"stopped: {kept}", err=True)
-        raise typer.Exit(130) from None
+        raise stopped(out, "found") from None
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False))
         return
     _show(summary, out)
-
-
-def parse_lengths(text: str) -> list[int]:
-    """Read `1k,8k,1m`, where k is 1024 and m is 1024 x 1024.
-
-    Args:
-        text: lengths in tokens with commas between them.
-
-    Returns:
-        Lengths in the order given.
-
-    Raises:
-        ValueError: for a part that is no length.
-
-    >>> parse_lengths("512, 1k,1m")
-    [512, 1024, 1048576]
-    """
-    from hf_longctx.rope.text import read_length
-
-    try:
-        return [read_length(part.strip()) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--lengths {text!r} is no list of lengths: write whole numbers of tokens such as 512,1k,8k,1m "
-            "(k is 1024, m is 1024 x 1024)"
-        ) from None
 
 
 class _Lines:

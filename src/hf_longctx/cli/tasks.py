@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_longctx.cli.shared import parse_lengths
+
 if TYPE_CHECKING:
     from hf_longctx.measure.tasks import Prompt, Task
 
@@ -35,7 +37,6 @@ def tasks(
     Raises:
         ValueError: an unknown task, a length without room for it, or a missing file.
     """
-    from hf_longctx.cli.needle import parse_lengths
     from hf_longctx.hf.loading import load_tokenizer
     from hf_longctx.measure.tasks import REGISTRY, find
     from hf_longctx.measure.word_tokenizer import WordTokenizer

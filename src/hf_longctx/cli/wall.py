@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_longctx.cli.shared import parse_lengths
+
 #: Lengths that the tables show, and the last one, where more are worked out.
 _SHOWN = 6
 
@@ -46,7 +48,6 @@ def wall(
     Raises:
         ValueError: no such model, machine, pattern or dtype, or a plan that does not fit the model.
     """
-    from hf_longctx.cli.needle import parse_lengths
     from hf_longctx.hf.architecture import architecture
     from hf_longctx.hf.loading import DTYPES
     from hf_longctx.measure.machines import machine

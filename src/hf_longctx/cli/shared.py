@@ -1,0 +1,77 @@
+"""What the measuring commands spell alike: options, variants, and how they end when they are stopped."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
+]
+Attention = Annotated[str | None, typer.Option("--attention", help="Short for a variant 'patched' with this pattern.")]
+Rope = Annotated[str | None, typer.Option("--rope", help="Short for a variant 'patched' with this scaling.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
+]
+NoStock = Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")]
+
+
+def asked_variants(variant: list[str] | None, attention: str | None, rope: str | None) -> list[str]:
+    """Variants in text form, with the one that `--attention` and `--rope` stand for last.
+
+    >>> asked_variants(["a: rope=ntk:2"], None, "yarn:2")
+    ['a: rope=ntk:2', 'patched: rope=yarn:2']
+    """
+    given = [f"{key}={text}" for key, text in (("attention", attention), ("rope", rope)) if text is not None]
+    return [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
+
+
+def command_line() -> str:
+    """How the user started this, to be started again."""
+    return shlex.join(["hf-longctx", *sys.argv[1:]])
+
+
+def stopped(out: Path | None, what: str) -> typer.Exit:
+    """Say what a stopped run leaves behind; the exit to raise.
+
+    Args:
+        out: the run's folder.
+        what: what was being done: found, measured.
+    """
+    kept = f"what was {what} is in {out}; the same command goes on from there" if out else "nothing was kept"
+    typer.echo(f"stopped: {kept}", err=True)
+    return typer.Exit(130)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Read `1k,8k,1m`, where k is 1024 and m is 1024 x 1024.
+
+    Args:
+        text: lengths in tokens with commas between them.
+
+    Returns:
+        Lengths in the order given.
+
+    Raises:
+        ValueError: for a part that is no length.
+
+    >>> parse_lengths("512, 1k,1m")
+    [512, 1024, 1048576]
+    """
+    from hf_longctx.rope.text import read_length
+
+    try:
+        return [read_length(part.strip()) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--lengths {text!r} is no list of lengths: write whole numbers of tokens such as 512,1k,8k,1m "
+            "(k is 1024, m is 1024 x 1024)"
+        ) from None
