@@ -208,6 +208,11 @@ def stored_plan(config: Any) -> dict[str, Any]:
     return stored
 
 
+def arguments(stored: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `patch` that make a stored plan again."""
+    return {name: stored[name] for name in ("attention", "rope", "backend", "own_windows")}
+
+
 def shape_key(config: Any, window: int | None) -> tuple[int, tuple[str, ...], int, int | None]:
     """What `layer_plan` needs of a config, hashable: layers, their types, key-value heads, the layer's own window.
 

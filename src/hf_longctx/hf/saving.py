@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from hf_longctx.hf.attention import NAME, stored_plan
+from hf_longctx.hf.attention import NAME, arguments, stored_plan
 from hf_longctx.hf.patching import patch
 
 
@@ -66,4 +66,4 @@ def take_plan(config: Any) -> dict[str, Any]:
     for name, value in stored["original"].items():
         setattr(config, name, copy.deepcopy(value))
     delattr(config, "longctx")
-    return {name: stored[name] for name in ("attention", "rope", "backend", "own_windows")}
+    return arguments(stored)

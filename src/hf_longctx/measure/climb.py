@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,16 +60,17 @@ def run_effective(
             {name: summarise(work.scores(name), climb, limit, seed=work.seed) for name, limit in claimed.items()}
         )
 
-    try:
-        for index, variant in enumerate(work.variants):
-            left = len(work.variants) - index
-            until = None if end is None else clock() + (end - clock()) / left
-            with work.as_variant(variant):
-                _search(work, variant, climb, clock, until)
-            found()
-    finally:
-        # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
-        summary = found()
+    with contextlib.closing(work):
+        try:
+            for index, variant in enumerate(work.variants):
+                left = len(work.variants) - index
+                until = None if end is None else clock() + (end - clock()) / left
+                with work.as_variant(variant):
+                    _search(work, variant, climb, clock, until)
+                found()
+        finally:
+            # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
+            summary = found()
     return summary
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import json
 import logging
 import os
@@ -22,7 +22,7 @@ from hf_longctx.patterns import parse
 
 from .cost_child import Task
 from .cost_model import FLASH, STANDARD, Method, cost
-from .environment import free_memory, hardware, versions
+from .environment import free_memory, hardware, origin
 from .store import RunStore, row_key
 from .subject import look_at
 from .variants import STOCK, Variant, as_variants
@@ -113,19 +113,14 @@ def run_cost(
     store = RunStore(
         Path(out) if out is not None else None,
         settings,
-        {
-            "command": command,
-            "versions": versions(),
-            "hardware": hardware(),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
+        origin(command),
         name="cost",
     )
-    for subject in subjects:
-        implementation = {} if subject.implementation is None else {"implementation": subject.implementation}
-        store.add_variant(subject.name, facts[subject.name] | implementation)
     sizes = architecture(config)
-    try:
+    with contextlib.closing(store):
+        for subject in subjects:
+            implementation = {} if subject.implementation is None else {"implementation": subject.implementation}
+            store.add_variant(subject.name, facts[subject.name] | implementation)
         for length in sorted(set(lengths)):
             for subject in subjects:
                 key = {"variant": subject.name, "trial": 0, "length": length, "depth": None, "kind": "cost"}
@@ -136,8 +131,6 @@ def run_cost(
                 store.add_row(row)
                 if on_row is not None:
                     on_row(row)
-    finally:
-        store.close()
     order = {subject.name: i for i, subject in enumerate(subjects)}
     rows = sorted(
         (row for row in store.rows.values() if row["variant"] in order),

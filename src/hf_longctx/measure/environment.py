@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -43,6 +44,26 @@ def hardware() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1),
         "memory_bytes": _memory("MemTotal"),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def origin(command: str | None) -> dict[str, Any]:
+    """How, on what and when a run was started.
+
+    Args:
+        command: what started it.
+
+    Returns:
+        `command`, `versions`, `hardware` and `started` (UTC, ISO 8601).
+
+    >>> sorted(origin("hf-longctx needle demo"))
+    ['command', 'hardware', 'started', 'versions']
+    """
+    return {
+        "command": command,
+        "versions": versions(),
+        "hardware": hardware(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

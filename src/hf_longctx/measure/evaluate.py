@@ -7,7 +7,6 @@ variants get the same token ids. An outcome is `hit` (full score), `miss`, or `i
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +15,13 @@ from typing import Any
 
 from hf_longctx.hf.lengths import held_length, length_dependent
 
-from .environment import hardware, versions
+from .environment import origin
+from .grid import check_lengths
 from .haystack import Haystack, open_haystack
 from .probe import CHUNK, Reader, ask, stop_ids
 from .prompts import Codec
 from .store import SCHEMA, RunStore, write_json
-from .subject import check_memory, learned_positions, look_at, patched_as, switches_rope
+from .subject import check_memory, identity, learned_positions, look_at, patched_as, switches_rope
 from .tally import numbers, pair, scores
 from .tasks import Prompt, TooShort, find
 from .variants import Variant, as_variants
@@ -95,13 +95,9 @@ class Evaluation:
             with contextlib.suppress(TooShort):
                 self.prompt(task.name, longest, 0)
         looked_at = {variant.name: look_at(model, variant) for variant in self.variants}
-        config = model.config
         settings = {
             "kind": "tasks",
-            "model": model_name or config._name_or_path or type(model).__name__,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "vocabulary": len(tokenizer),
+            **identity(model, tokenizer, model_name),
             "seed": seed,
             "haystack": self.haystack.name,
             "text": self.haystack.fingerprint,
@@ -110,11 +106,8 @@ class Evaluation:
             "chunk": CHUNK,
         }
         facts = {
-            "command": command or f"hf_longctx.measure.evaluate, tasks {', '.join(self.names)}",
+            **origin(command or f"hf_longctx.measure.evaluate, tasks {', '.join(self.names)}"),
             "seed": seed,
-            "versions": versions(),
-            "hardware": hardware(),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "haystack": {"name": self.haystack.name, "label": self.haystack.label},
         }
         self.store = RunStore(Path(out) if out is not None else None, settings, facts)
@@ -144,7 +137,6 @@ class Evaluation:
                 yield
         finally:
             self._model.train(training)
-            self.store.close()
 
     def ask(self, variant: Variant, length: int, trial: int) -> float | None:
         """The score of a trial, asked if it has no rows yet; the model must be the variant.
@@ -198,6 +190,10 @@ class Evaluation:
         if self.store.out is not None:
             write_json(self.store.out / "summary.json", summary)
         return summary
+
+    def close(self) -> None:
+        """Let go of the run's folder; until then no other process can write there."""
+        self.store.close()
 
     # ------------------------------------------------------------------ one prompt
 
@@ -303,22 +299,19 @@ def run_tasks(
     Raises:
         ValueError: for settings that cannot work, before the model has run, or a folder with another run.
     """
-    for length in lengths:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"lengths holds {length!r}: give whole numbers of tokens, at least 1")
-    if not lengths:
-        raise ValueError("lengths is empty: give at least one number of tokens")
+    check_lengths(lengths)
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ValueError(f"trials={trials!r}: give a whole number, at least 1")
     work = Evaluation(model, tokenizer, tasks=tasks, longest=max(lengths), **options)
-    try:
-        for variant in work.variants:
-            with work.as_variant(variant):
-                for length in sorted(set(lengths)):
-                    for trial in range(trials):
-                        work.ask(variant, length, trial)
-    finally:
-        summary = work.summary()
+    with contextlib.closing(work):
+        try:
+            for variant in work.variants:
+                with work.as_variant(variant):
+                    for length in sorted(set(lengths)):
+                        for trial in range(trials):
+                            work.ask(variant, length, trial)
+        finally:
+            summary = work.summary()
     return summary
 
 

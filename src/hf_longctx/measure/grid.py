@@ -277,16 +277,21 @@ def build_grid(
     Raises:
         ValueError: for lengths that are no positive integers, or a mode, style or kind that does not exist.
     """
-    for length in lengths:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"lengths holds {length!r}: give whole numbers of tokens, at least 1")
-    if not lengths:
-        raise ValueError("lengths is empty: give at least one number of tokens")
+    check_lengths(lengths)
     if mode not in MODES:
         raise ValueError(f"needles={mode!r} is no way to place needles: choose one of {', '.join(MODES)}")
     codec = Codec(tokenizer)
     prompt = build_prompt(codec, style, typical_needles(values))
     return Grid(codec, prompt, haystack, tuple(sorted(set(lengths))), depths, values, mode, seed, longest)
+
+
+def check_lengths(lengths: Sequence[int]) -> None:
+    """Raise ValueError unless `lengths` holds whole numbers of tokens, at least one."""
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"lengths holds {length!r}: give whole numbers of tokens, at least 1")
+    if not lengths:
+        raise ValueError("lengths is empty: give at least one number of tokens")
 
 
 def group(probes: Sequence[Probe], *, exact: bool, per_length: bool) -> list[list[Probe]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import sys
 import time
@@ -14,14 +13,14 @@ from typing import Any
 
 from hf_longctx.hf.lengths import held_length, length_dependent
 
-from .environment import hardware, versions
+from .environment import origin
 from .grid import Grid, Probe, build_grid, group, spent_tokens
 from .haystack import Haystack, open_haystack, unique_share
 from .needles import is_hit
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
 from .store import SCHEMA, RunStore, write_json
-from .subject import as_loaded, check_memory, learned_positions, look_at, patched_as, switches_rope
+from .subject import as_loaded, check_memory, identity, learned_positions, look_at, patched_as, switches_rope
 from .variants import Variant, as_variants
 
 logger = logging.getLogger(__name__)
@@ -109,11 +108,8 @@ def run_needle(
             Path(out) if out is not None else None,
             _settings(model, tokenizer, grid, style=style, exact=exact, model_name=model_name),
             {
-                "command": command,
+                **origin(command),
                 "seed": seed,
-                "versions": versions(),
-                "hardware": hardware(),
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "haystack": {"name": hay.name, "label": hay.label, "unique_share": _unique_share(asked[0])},
             },
         )
@@ -262,12 +258,8 @@ def _settings(
     model: Any, tokenizer: Any, grid: Grid, *, style: str, exact: bool, model_name: str | None
 ) -> dict[str, Any]:
     """Whatever changes rows. Variants and trials are not here: a run may gain some."""
-    config = model.config
     return {
-        "model": model_name or config._name_or_path or type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "vocabulary": len(tokenizer),
+        **identity(model, tokenizer, model_name),
         "lengths": list(grid.lengths),
         "depths": list(grid.depths),
         "seed": grid.seed,

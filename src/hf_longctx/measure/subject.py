@@ -47,13 +47,12 @@ def as_loaded(model: Any) -> Iterator[Variant | None]:
         ValueError: for a plan that cannot be undone, or that this version cannot read.
     """
     from hf_longctx import is_patched, patch, unpatch
-    from hf_longctx.hf.attention import stored_plan
+    from hf_longctx.hf.attention import arguments, stored_plan
 
     if not is_patched(model):
         yield None
         return
-    stored = stored_plan(model.config)
-    plan = {name: stored[name] for name in ("attention", "rope", "backend", "own_windows")}
+    plan = arguments(stored_plan(model.config))
     unpatch(model)
     try:
         yield Variant(AS_LOADED, **plan)
@@ -103,6 +102,25 @@ def switches_rope(model: Any) -> bool:
     nested = [value for value in given.values() if isinstance(value, dict)]
     kinds = {parameters.get("rope_type") for parameters in (nested or [given])}
     return not length_dependent(model) and bool(kinds & {"dynamic", "longrope"})
+
+
+def identity(model: Any, tokenizer: Any, name: str | None) -> dict[str, Any]:
+    """Which model answers: what a run's folder must agree on.
+
+    Args:
+        model: a Hugging Face causal LM.
+        tokenizer: its tokenizer.
+        name: what reports call it; None takes the name it was loaded by.
+
+    Returns:
+        `model`, `parameters`, `dtype` and `vocabulary`, as JSON types.
+    """
+    return {
+        "model": name or model.config._name_or_path or type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "vocabulary": len(tokenizer),
+    }
 
 
 def learned_positions(model: Any) -> int | None:
