@@ -1,20 +1,20 @@
 """How fast is attention under a pattern, and how close to the cost of the pairs that it sees?
 
-Times `attend(backend="tiled")` beside causal SDPA with repeated keys, and beside SDPA under the pattern as a mask,
-which is what transformers does. The shape is SmolLM2-135M's: 9 query and 3 key-value heads of 64. Rounds are
-interleaved and the median of each is taken, so that a change of the machine's load hits all alike. `pairs` is the
-share of causal attention's pairs that the pattern sees; `x pairs` is our time over pairs x causal's; `limit` is
-1.5 x pairs x causal + 5% of causal, 8% for patterns with random or strided in them. `--clock cpu --threads 1` counts
-the processor's time instead of the clock's, which is steadier while others use the machine.
+Times `attend(backend="tiled")` under every pattern beside what else could be called for the same result
+(`peers.py`): causal SDPA with repeated keys, SDPA under the pattern as a mask (what transformers does), compiled
+FlexAttention (its block mask and its compilation apart), and the dense float32 reference where it fits. The shape is
+SmolLM2-135M's: 9 query and 3 key-value heads of 64. All patterns of a length take turns in the same rounds, and the
+median of each counts, so that a change of the machine's load hits all alike. `pairs` is the share of causal
+attention's pairs that the pattern sees; `x pairs` is our time over pairs x causal's; `limit` is 1.5 x pairs x causal +
+5% of causal, 8% for patterns with random or strided in them; `memory` is the most extra memory over the bytes of q,
+k, v and out (and of their gradients).
 
-    python evals/bench/attention.py
-    python evals/bench/attention.py --backward --no-masked --clock cpu --threads 1
-    python evals/bench/attention.py --lengths 4096 --patterns window:256 --backward --out ""
-    python evals/bench/attention.py --device cuda --dtype bfloat16 --backward
+    python evals/bench/attention.py --plot evals/results/attention-cpu.png
+    python evals/bench/attention.py --lengths 4k --patterns window:256 --modes forward --out ""
+    python evals/bench/attention.py --clock cpu --threads 1 --lengths 16k   # steadier while others use the machine
+    python evals/bench/attention.py --device cuda --dtype bfloat16
 
-With `--device cuda` every backend that can is timed, by CUDA events, beside flash-attn (where installed), SDPA and
-compiled FlexAttention with the pattern's own rule (its block mask and compilation left out), with the most memory that
-each takes. That part has not yet been run on a GPU.
+With `--device cuda` every backend that can is timed, by CUDA events. That part has not yet been run on a GPU.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ import json
 import shlex
 import statistics
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import peers
 import torch
-from rounds import Runs, machine, peak_bytes, rounds
-from torch.nn.functional import scaled_dot_product_attention
+from rounds import Runs, extra_bytes, machine, once, rounds
 
-from hf_longctx.attention import attend, check_backend, flash
-from hf_longctx.patterns import Full, Pattern, parse
+from hf_longctx.attention import attend, check_backend
+from hf_longctx.cli.shared import parse_lengths
+from hf_longctx.patterns import Full, parse
 
 QUERY_HEADS, KV_HEADS, SIZE = 9, 3, 64
+MODES = ("forward", "forward+backward")
 PATTERNS = [
     "full",
     "window:1024",
@@ -45,7 +48,7 @@ PATTERNS = [
     "dilated:2048,8",
     "strided:128,128",
     "block:256",
-    "block:256,1",
+    "block:512,1",
     "block:4096",
     "random:3,64",
     "random:3,64+window:128",
@@ -55,22 +58,50 @@ PATTERNS = [
     "longnet",
     "dilated:512,4+block:256,1",
 ]
-#: A dense mask in float32 is not made past this many elements.
-LARGEST_MASK = 1 << 29
+#: Up to this length a round to warm up comes first; longer ones find everything warm.
+WARMED = 16384
 
 
 def main() -> None:
-    """Measure, print a table, save the numbers."""
+    """Measure, print a table, save the numbers after each length."""
+    args = arguments()
+    results: list[dict[str, Any]] = []
+    if args.resume and args.out and Path(args.out).is_file():
+        results = json.loads(Path(args.out).read_text())["results"]
+    done = {(row["tokens"], row["mode"]) for row in results}
+    columns = ("ours", "causal", "masked", "flex", "pairs", "x pairs", "limit", "memory")
+    print(f"{'tokens':>7} {'pattern':<26} " + " ".join(f"{c:>8}" for c in columns))
+    for length in parse_lengths(args.lengths):
+        for mode in (mode for mode in args.modes if (length, mode) not in done):
+            print(f"{length:7} {mode}")
+            for row in measure(length, mode, args):
+                results.append(row)
+                show(row, args)
+            if args.out:
+                save(Path(args.out), results, args)
+    if args.plot:
+        from attention_plot import draw
+
+        draw(results, Path(args.plot))
+        print(f"drew {args.plot}")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="4096,16384", help="tokens, separated by commas")
+    parser.add_argument("--lengths", default="2k,4k,8k,16k,32k,64k,128k", help="tokens, separated by commas")
     parser.add_argument("--patterns", nargs="+", default=PATTERNS, help="text forms")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--backward", action="store_true", help="time forward and backward together")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, at most")
+    parser.add_argument("--seconds", type=float, default=60, help="fewer rounds if they would take longer")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--clock", choices=["wall", "cpu", "cuda"], help="which time to take")
     parser.add_argument("--threads", type=int, default=0, help="threads for torch, 0 for its own choice")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--flex", default="16k", help="lengths at which FlexAttention is compiled, '' for none")
     parser.add_argument("--no-masked", action="store_true", help="leave out SDPA under a mask, the slow one")
+    parser.add_argument("--resume", action="store_true", help="keep the lengths that --out holds already")
+    parser.add_argument("--plot", help="PNG to draw")
     parser.add_argument(
         "--out", help="file for the numbers, '' for none; evals/results/attention-DEVICE.json if left out"
     )
@@ -79,135 +110,136 @@ def main() -> None:
         sys.exit("--device is cuda, but torch finds no CUDA device: use --device cpu")
     args.clock = args.clock or ("cuda" if args.device == "cuda" else "wall")
     args.out = f"evals/results/attention-{args.device}.json" if args.out is None else args.out
+    args.flex = parse_lengths(args.flex) if args.flex else []
     if args.threads:
         torch.set_num_threads(args.threads)
-
-    results = []
-    columns = ("ours", "causal", "masked", "pairs", "x pairs", "limit")
-    print(f"{'tokens':>7} {'pattern':<26} " + " ".join(f"{c:>8}" for c in columns))
-    for length in (int(n) for n in args.lengths.split(",")):
-        for text in args.patterns:
-            row = measure(parse(text), length, args)
-            results.append(row)
-            masked = f"{row['masked_seconds']:8.3f}" if row["masked_seconds"] else f"{'-':>8}"
-            print(
-                f"{length:7} {text:<26} {row['seconds']:8.3f} {row['causal_seconds']:8.3f} {masked} "
-                f"{row['pairs']:8.4f} {row['over_pairs']:8.2f} {row['limit_seconds']:8.3f} "
-                f"{'ok' if row['seconds'] <= row['limit_seconds'] else 'OVER'}",
-                flush=True,
-            )
-            if args.device == "cuda":
-                for name, seconds in row["median_seconds"].items():
-                    print(f"{'':34} {name:<16} {1000 * seconds:9.3f} ms {row['peak_bytes'][name] / 2**20:9.1f} MiB")
-    if args.out:
-        save(Path(args.out), results, args)
+    return args
 
 
-def measure(pattern: Pattern, length: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of ours and of the peers, in interleaved rounds; on CUDA of every backend, with peak bytes."""
+def measure(length: int, mode: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of all patterns at one length: median seconds of ours, of the other backends on CUDA, and of the peers."""
+    backward = mode == MODES[1]
     rng = torch.Generator().manual_seed(0)
-    query, key, value = (
+    q, k, v = (
         torch.randn(1, heads, length, SIZE, generator=rng)
         .to(args.device, getattr(torch, args.dtype))
-        .requires_grad_(args.backward)
+        .requires_grad_(backward)
         for heads in (QUERY_HEADS, KV_HEADS, KV_HEADS)
     )
-    runs, refused = {"ours": lambda: attend(query, key, value, pattern, backend="tiled")}, {}
-    if args.device == "cuda":
-        for backend in ("dense", "flex", "flash"):
+    causal, causal_scale = peers.causal(q, k, v)
+    runs: Runs = {"causal": causal}
+    left_out: dict[str, dict[str, str]] = {text: {} for text in args.patterns}
+    for text in args.patterns:
+        if text == "full" and causal_scale != 1:
+            continue  # the same as causal, and as slow
+        pattern = parse(text)
+        runs[text] = lambda pattern=pattern: attend(q, k, v, pattern, backend="tiled")
+        for backend in ("dense", "flex", "flash") if args.device == "cuda" else ():
             try:
-                check_backend(pattern, backend, device=query.device, dtype=query.dtype, needs_grad=args.backward)
+                check_backend(pattern, backend, device=q.device, dtype=q.dtype, needs_grad=backward)
             except ValueError as error:
-                refused[backend] = str(error)
+                left_out[text][backend] = str(error)
             else:
-                runs[backend] = lambda backend=backend: attend(query, key, value, pattern, backend=backend)
-    others, left_out = peers(query, key, value, pattern, args)
-    runs, refused = runs | others, refused | left_out
-    # The slow one needs no more rounds than it takes to see that it is slow.
-    taken = rounds(runs, args.repeats, clock=args.clock, backward=args.backward, fewer=("masked",))
+                runs[f"{text} {backend}"] = lambda b=backend, p=pattern: attend(q, k, v, p, backend=b)
+    taken = rounds(
+        runs, args.repeats, clock=args.clock, backward=backward, warm=length <= WARMED, seconds=args.seconds
+    )
     median = {name: statistics.median(each) for name, each in taken.items()}
-    pairs = pattern.count(length) / Full().count(length)
-    share = 0.08 if "random" in str(pattern) or "strided" in str(pattern) else 0.05
-    return {
-        "pattern": str(pattern),
-        "tokens": length,
-        "seconds": median["ours"],
-        "causal_seconds": median["causal"],
-        "masked_seconds": median.get("masked"),
-        "pairs": pairs,
-        "over_pairs": median["ours"] / (pairs * median["causal"]),
-        "limit_seconds": (1.5 * pairs + share) * median["causal"],
-        "over_masked": median["masked"] / median["ours"] if "masked" in median else None,
-        "median_seconds": median,
-        "peak_bytes": {name: peak_bytes(run, args.backward) for name, run in runs.items()}
-        if args.device == "cuda"
-        else None,
-        "left_out": refused,
-        "all_seconds": taken,
-    }
+    base = median["causal"] * causal_scale
+    given = sum(x.numel() * x.element_size() for x in (q, k, v, q)) * (2 if backward else 1)
+    dense = masked_seconds(q, k, v, backward, args)
+    for text in (text for text in args.patterns if text in runs):
+        pattern = parse(text)
+        pairs = pattern.count(length) / Full().count(length)
+        share = 0.08 if "random" in str(pattern) or "strided" in str(pattern) else 0.05
+        others, notes = compared(q, k, v, text, backward, args)
+        extra = extra_bytes(runs[text], backward)
+        yield {
+            "mode": mode,
+            "tokens": length,
+            "pattern": text,
+            "seconds": median[text],
+            "causal_seconds": base,
+            "causal_heads": QUERY_HEADS // causal_scale,
+            "masked_seconds": dense,
+            **others,
+            "backends": {name.split()[1]: s for name, s in median.items() if name.startswith(f"{text} ")},
+            "pairs": pairs,
+            "over_pairs": median[text] / (pairs * base),
+            "limit_seconds": (1.5 * pairs + share) * base,
+            "extra_bytes": extra,
+            "extra_over_given": extra / given,
+            "left_out": left_out[text] | notes,
+            "all_seconds": taken[text],
+            "all_causal_seconds": taken["causal"],
+        }
 
 
-def peers(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Pattern, args: argparse.Namespace
-) -> tuple[Runs, dict[str, str]]:
-    """What we are compared with, called as their documentation says, and why one is left out."""
-    length, left_out = query.shape[2], {}
+def compared(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, text: str, backward: bool, args: argparse.Namespace
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Seconds of the peers that know the pattern, None where one was left out; why it was."""
+    pattern, found, notes = parse(text), {}, {}
 
-    def repeated(**how: Any) -> torch.Tensor:
-        k, v = (x.repeat_interleave(QUERY_HEADS // KV_HEADS, dim=1) for x in (key, value))
-        return scaled_dot_product_attention(query, k, v, **how)
+    def timed(name: str, run: Callable[[], torch.Tensor], repeats: int = 2) -> None:
+        found[name] = min(once(run, args.clock, backward) for _ in range(repeats))
 
-    runs: Runs = {"causal": lambda: repeated(is_causal=True)}
-    if not args.no_masked and length * length <= LARGEST_MASK:
-        at = torch.arange(length, device=query.device)
-        mask = (pattern.allows(at[:, None], at) & (at <= at[:, None]))[None, None]
-        runs["masked"] = lambda: repeated(attn_mask=mask)
-    if args.device != "cuda":
-        return runs, left_out
-
-    window = flash.window_of(pattern)
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError as error:
-        left_out["flash_attn"] = str(error)
-    else:
-        if window is None:
-            left_out["flash_attn"] = "it knows no such pattern"
+    if run := peers.reference(q, k, v, pattern):
+        timed("reference_seconds", run)
+    if args.device == "cuda":
+        try:
+            timed("flash_attn_seconds", peers.flash_attn(q, k, v, pattern), 5)
+        except (ImportError, ValueError) as error:
+            notes["flash_attn"] = str(error)
+    if q.shape[2] in args.flex:
+        try:
+            flex = peers.flex_attention(q, k, v, pattern, backward)
+        except Exception as error:  # a rule that torch cannot trace, no compiler, or no memory
+            notes["flex_attention"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         else:
-            q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-            how = {"causal": True, "window_size": (window - 1, 0) if window else (-1, -1)}
-            runs["flash_attn"] = lambda: flash_attn_func(q, k, v, **how).transpose(1, 2)
+            found["flex_block_mask_seconds"], found["flex_compile_seconds"] = flex.mask_seconds, flex.compile_seconds
+            timed("flex_seconds", flex.run)
+    columns = ("reference_seconds", "flex_seconds", "flex_block_mask_seconds", "flex_compile_seconds")
+    return dict.fromkeys(columns) | found, notes
 
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def rule(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return pattern.allows(q, k) & (k <= q)
+def masked_seconds(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool, args: argparse.Namespace
+) -> float | None:
+    """Seconds under a mask, once for all patterns: the kernel reads every element of it, whatever it says."""
+    run = None if args.no_masked else peers.masked(q, k, v, parse("window:1024"))
+    return None if run is None else min(once(run, args.clock, backward) for _ in range(2))
 
-    try:
-        torch._dynamo.reset()
-        block_mask = create_block_mask(rule, None, None, length, length, device="cuda", _compile=True)
-        compiled = torch.compile(flex_attention)
-        compiled(query, key, value, block_mask=block_mask, enable_gqa=True)
-    except Exception as error:  # a rule that torch cannot trace, or no memory
-        left_out["flex_attention"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    else:
-        runs["flex_attention"] = lambda: compiled(query, key, value, block_mask=block_mask, enable_gqa=True)
-    return runs, left_out
+
+def show(row: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print a row."""
+
+    def cell(value: float | None, digits: int = 3) -> str:
+        return f"{'-':>8}" if value is None else f"{value:8.{digits}f}"
+
+    print(
+        f"{row['tokens']:7} {row['pattern']:<26} {cell(row['seconds'])} {cell(row['causal_seconds'])} "
+        f"{cell(row['masked_seconds'])} {cell(row['flex_seconds'])} {cell(row['pairs'], 4)} "
+        f"{cell(row['over_pairs'], 2)} {cell(row['limit_seconds'])} {cell(row['extra_over_given'], 2)} "
+        f"{'ok' if row['seconds'] <= row['limit_seconds'] else 'OVER'}",
+        flush=True,
+    )
+    for name, seconds in row["backends"].items():
+        print(f"{'':34} {name:<16} {1000 * seconds:9.3f} ms")
 
 
 def save(path: Path, results: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Write the numbers with what they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "what": "attention forward and backward" if args.backward else "attention forward",
+        "what": "attention under each pattern, beside its peers",
         "command": shlex.join(["python", "evals/bench/attention.py", *sys.argv[1:]]),
         "clock": args.clock,
         "shape": {"query_heads": QUERY_HEADS, "kv_heads": KV_HEADS, "head_size": SIZE, "dtype": args.dtype},
         "machine": machine(),
         "results": results,
     }
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"saved {path}")
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def backward(
     return dq, dk, dv
 
 
-def bias(seen: Tensor, query: Tensor) -> Tensor:
-    """The mask that hides what is not `seen`, bool (..., R, K): 0 and -inf, as the kernel wants it for `query`.
+def bias(seen: Tensor, query: Tensor, group: int = 1) -> Tensor:
+    """The mask (..., group * R, K) that hides what is not `seen`, bool (..., R, K): 0 and -inf, for `query`'s kernel.
 
     On the CPU it is float32 (float64 for float64: a float32 mask on a float64 query gives garbage there). On CUDA it
     has the query's dtype, and its rows start 16 bytes apart or a multiple of that.
@@ -150,7 +150,9 @@ def bias(seen: Tensor, query: Tensor) -> Tensor:
     seen = seen.to(query.device)
     if query.device.type == "cpu":
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        hidden = torch.where(seen, torch.zeros((), dtype=dtype), torch.full((), float("-inf"), dtype=dtype))
+        return hidden.repeat(*(1,) * (seen.dim() - 2), group, 1)
+    seen = seen.repeat(*(1,) * (seen.dim() - 2), group, 1)
     wide = seen.shape[-1] + -seen.shape[-1] % _ALIGN
     whole = torch.zeros((*seen.shape[:-1], wide), dtype=query.dtype, device=query.device)
     return whole[..., : seen.shape[-1]].masked_fill_(~seen, float("-inf"))

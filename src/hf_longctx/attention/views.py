@@ -77,7 +77,10 @@ def keys(x: Tensor, tile: Tile, q: Tensor, unread: Tensor | None = None) -> Tens
     """
     if tile.picks is not None:
         copied = x[:, tile.picks.clamp(min=0).to(x.device)]
-        return copied if unread is None else copied.masked_fill_(unread[None, :, :, None], 0)
+        if unread is not None:
+            some = unread.any(1).nonzero()[:, 0]
+            copied[:, some] = copied[:, some].masked_fill(unread[some, :, None], 0)
+        return copied
     windows = _windows(x, tile, 0, tile.keys)
     if _alone(tile):
         return windows[:, 0].expand(-1, q.shape[1], -1, -1)
@@ -118,32 +121,48 @@ class Mask:
         blind: rows that see nothing, (1 or problems, G * rows, 1), or None.
         unread: keys that no row sees, (problems, keys), or None.
         empty: whether nothing is seen at all.
+        some: the problems that `how` is for where the others see everything, (n,) int64, or None.
     """
 
     how: dict[str, Any]
     blind: Tensor | None = None
     unread: Tensor | None = None
     empty: bool = False
+    some: Tensor | None = None
 
 
 def mask(tile: Tile, q: Tensor, row: int, key: int) -> Mask:
     """The mask of a tile of a run that starts at the logical positions `row` and `key`.
 
     One mask for all problems is small and made on the CPU, where looking at it makes no one wait; masks of each
-    problem's own are made where the queries are.
+    problem's own are made where the queries are, and only for the problems that hide something.
     """
     if tile.whole:
         return Mask({})
     if tile.causal and _alone(tile):
         return Mask({"causal": True})
     seen = tile.seen(row, key, device=torch.device("cpu") if tile.shared else q.device)
-    lit, read = seen.any(-1), seen.any(-2)
-    if bool(seen.all()):
+    some = None
+    if seen.dim() == 3 and tile.picks is not None:
+        hiding = (~seen.flatten(1).all(1)).nonzero()[:, 0]
+        if 2 * len(hiding) < len(seen):
+            some, seen = hiding, seen[hiding]
+    if not seen.numel() or bool(seen.all()):
         return Mask({})
-    seen, lit = seen.repeat(*(1,) * (seen.dim() - 2), q.shape[1], 1), lit.repeat(*(1,) * (lit.dim() - 1), q.shape[1])
-    blind = None if bool(lit.all()) else ~lit.view(-1, lit.shape[-1], 1).to(q.device)
-    unread = ~read.view(-1, tile.keys).to(q.device) if tile.picks is not None and not bool(read.all()) else None
-    return Mask({"mask": kernels.bias(seen, q)}, blind, unread, not bool(lit.any()))
+    lit, read = seen.any(-1), seen.any(-2)
+    group = q.shape[1]
+    blind = None if bool(lit.all()) else ~lit.repeat(*(1,) * (lit.dim() - 1), group).view(-1, group * tile.rows, 1)
+    unread = ~read.view(-1, tile.keys) if tile.picks is not None and not bool(read.all()) else None
+    empty = some is None and not bool(lit.any())
+    blind, unread = (None if x is None else _among(x.to(q.device), some, tile.problems) for x in (blind, unread))
+    return Mask({"mask": kernels.bias(seen, q, group)}, blind, unread, empty, some)
+
+
+def _among(x: Tensor, some: Tensor | None, problems: int) -> Tensor:
+    """What is so for `some` problems, (n, ...) bool, among all of them."""
+    if some is None:
+        return x
+    return x.new_zeros((problems, *x.shape[1:])).index_copy_(0, some, x)
 
 
 def call(run: Callable[..., tuple[Tensor, ...]], rows: list[Tensor], keys: list[Tensor], how: Mask) -> list[Tensor]:
@@ -160,6 +179,11 @@ def call(run: Callable[..., tuple[Tensor, ...]], rows: list[Tensor], keys: list[
     """
     bias: Tensor | None = how.how.get("mask")
     each = bias if bias is not None and bias.dim() == 3 else None
+    if how.some is not None and each is not None:
+        # Independent problems: run all without a mask, then those that need one, which cost little.
+        whole = list(run(*rows, *keys))
+        again = run(*(x[:, how.some] for x in (*rows, *keys)), mask=each[None])
+        return [x.index_copy(1, how.some, y) for x, y in zip(whole, again)]
     if keys[0].dim() == 4:
         return list(run(*rows, *keys, **(how.how if each is None else {"mask": each[None]})))
     heads, copies, count = keys[0].shape[:3]

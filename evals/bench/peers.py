@@ -1,0 +1,109 @@
+"""What attention under a pattern is compared with, each called as its documentation says.
+
+Query (1, Hq, n, D), key and value (1, Hkv, n, D), as for `attend`. A function gives what to time, or None where it
+does not fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from hf_longctx.attention import attend, flash
+from hf_longctx.patterns import Pattern
+
+Run = Callable[[], torch.Tensor]
+
+#: A mask is not made past this many elements, nor a reference past this many scores.
+LARGEST_MASK, LARGEST_SCORES = 1 << 28, 1 << 28
+#: Up to this length causal attention is timed whole. Past it one group of heads is, times their number: heads are
+#: independent problems, and at 128K tokens all of them would take minutes a round.
+WHOLE = 32768
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: object) -> torch.Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    return scaled_dot_product_attention(q, k, v, **how)
+
+
+def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[Run, int]:
+    """Causal SDPA, and how many times its time all heads take."""
+    if q.shape[2] <= WHOLE or q.is_cuda:
+        return lambda: _sdpa(q, k, v, is_causal=True), 1
+    groups = k.shape[1]
+    one = [x[:, : x.shape[1] // groups].detach().requires_grad_(x.requires_grad) for x in (q, k, v)]
+    return lambda: _sdpa(*one, is_causal=True), groups
+
+
+def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern) -> Run | None:
+    """SDPA under the pattern as a dense mask: how transformers would run it. The mask is made beforehand."""
+    n = q.shape[2]
+    if n * n > LARGEST_MASK:
+        return None
+    at = torch.arange(n, device=q.device)
+    mask = (pattern.allows(at[:, None], at) & (at <= at[:, None]))[None, None]
+    return lambda: _sdpa(q, k, v, attn_mask=mask)
+
+
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern) -> Run | None:
+    """The dense float32 definition that tests compare with."""
+    if q.shape[1] * q.shape[2] ** 2 > LARGEST_SCORES:
+        return None
+    return lambda: attend(q, k, v, pattern, backend="reference")
+
+
+def flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern) -> Run:
+    """flash-attn with its own window. ImportError without it, ValueError for a pattern that it does not know."""
+    from flash_attn import flash_attn_func
+
+    window = flash.window_of(pattern)
+    if window is None:
+        raise ValueError("it knows no such pattern")
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    how = {"causal": True, "window_size": (window - 1, 0) if window else (-1, -1)}
+    return lambda: flash_attn_func(q, k, v, **how).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Flex:
+    """Compiled FlexAttention under one pattern.
+
+    Attributes:
+        run: what to time.
+        mask_seconds: what making the block mask took.
+        compile_seconds: what the first call took.
+    """
+
+    run: Run
+    mask_seconds: float
+    compile_seconds: float
+
+
+def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern, backward: bool) -> Flex:
+    """Compiled FlexAttention with the pattern's own rule as its mask. Raises what torch raises."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import flex_attention as kernel
+
+    if backward and not q.is_cuda:
+        raise NotImplementedError("FlexAttention has no backward on the CPU")
+
+    def rule(b: torch.Tensor, h: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        return pattern.allows(row, column) & (column <= row)
+
+    torch._dynamo.reset()
+    n = q.shape[2]
+    begin = time.perf_counter()
+    mask = create_block_mask(rule, None, None, n, n, device=q.device, _compile=q.is_cuda)
+    made = time.perf_counter()
+    compiled = torch.compile(kernel)
+
+    def run() -> torch.Tensor:
+        return compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+    with torch.set_grad_enabled(backward):
+        run()
+    return Flex(run, made - begin, time.perf_counter() - made)
