@@ -50,6 +50,10 @@ def eval_(
         list[str] | None, typer.Option("--model", help="In place of the suite's models; repeatable.")
     ] = None,
     variant: Variants = None,
+    lengths: Annotated[
+        str | None, typer.Option("--lengths", help="In place of those of every part; k is 1024.")
+    ] = None,
+    files: Annotated[list[str] | None, typer.Option("--files", help="TASK=FILE, for qa_1 and qa_2.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="In place of the suite's.")] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -71,9 +75,8 @@ def eval_(
     kinds = _kinds()
     names = {name: kind.keys() for name, kind in kinds.items()}
     limits = gate.parse(fail_under or [])
-    asked = read_suite(suite, names).override(
-        names, model=model, variant=variant, seed=seed, dtype=dtype, device=device
-    )
+    given = {"variant": variant, "lengths": lengths, "files": files, "seed": seed, "dtype": dtype, "device": device}
+    asked = read_suite(suite, names).override(names, model=model, **given)
     if not asked.models:
         raise ValueError(f"{suite} names no model: give --model, such as --model demo")
     out = out or Path("runs") / asked.name

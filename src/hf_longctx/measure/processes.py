@@ -85,6 +85,17 @@ def here() -> Place:
 
 
 def wait() -> None:
-    """Go on when all processes that have joined are here too."""
-    if _state is not None:
+    """Go on when all processes that have joined are here too.
+
+    Raises:
+        ChildProcessError: one of them has ended.
+    """
+    if _state is None:
+        return
+    try:
         _state.wait_for_everyone()
+    except RuntimeError as error:
+        raise ChildProcessError(
+            "another process of this run has ended before its time: the same command, with any number of processes, "
+            "goes on from there"
+        ) from error

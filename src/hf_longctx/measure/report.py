@@ -18,6 +18,7 @@ from hf_longctx.measure import heatmap
 from hf_longctx.measure.finding import effective_text, finding
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.stats import RULES, summarise
+from hf_longctx.measure.store import row_files
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,13 +70,13 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         ValueError: No folder, no ``rows.jsonl``, no row in it, a broken line before the last, or a broken summary.
     """
-    source = run / "rows.jsonl"
     hint = "give the folder that `hf-longctx needle --out` wrote"
     if not run.is_dir():
         raise ValueError(f"run={str(run)!r}: no such folder; {hint}")
-    if not source.is_file():
+    sources = row_files(run)
+    if not sources:
         raise ValueError(f"run={str(run)!r}: the folder has no rows.jsonl; {hint}")
-    rows = _read_rows(source)
+    rows = [row for source in sources for row in _read_rows(source)]
     if not rows:
         raise ValueError(f"run={str(run)!r}: rows.jsonl has no row yet; let the run answer its first question")
     started, latest = _read_object(run / "run.json"), _read_object(run / "summary.json")
