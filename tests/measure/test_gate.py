@@ -75,7 +75,10 @@ def test_a_score_that_cannot_be_trusted_does_not_pass(tmp_path):
 
 
 def test_a_search_for_the_effective_length_decides_where_a_suite_has_one(tmp_path):
-    parts = {"recall": needle({"stock": {1024: 5}}, n=5), "climb": climbed(1024, {"1024": "pass", "2048": "undecided"})}
+    parts = {
+        "recall": needle({"stock": {1024: 5}}, n=5),
+        "climb": climbed(1024, {"1024": "pass", "2048": "undecided"}),
+    }
     listed = [{"name": name, "kind": "x", "model": "m", "folder": name} for name in (*parts, "later")]
     write_json(tmp_path / "suite.json", {"schema": 1, "name": "s", "parts": listed})
     for name, summary in parts.items():

@@ -190,7 +190,9 @@ def test_options_given_count_more_than_the_config_file_and_that_more_than_defaul
     code, _, err = run("cost", tiny, "--config", written("lengths: 40\nlengths: 50"))
     assert (code, "line 2: 'lengths' is given twice" in err) == (2, True)
     assert run("needle", tiny, "--config", tmp_path / "nowhere.yaml")[0] == 2
-    document = json.loads(run("cost", tiny, "--config", written("lengths: 40\nrepeats: 1\nno-standard: true\nsteps: 1"), "--json")[1])
+    document = json.loads(
+        run("cost", tiny, "--config", written("lengths: 40\nrepeats: 1\nno-standard: true\nsteps: 1"), "--json")[1]
+    )
     assert [row["length"] for row in document["rows"]] == [40]
 
 

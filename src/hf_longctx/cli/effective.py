@@ -77,7 +77,7 @@ def effective(
             raise ValueError(f"--files {name}={path}: no such file")
     if style not in STYLES:
         raise ValueError(f"--style {style!r} does not exist: choose one of {', '.join(STYLES)}")
-    search = {"budget": seconds, "bisections": bisections, "confidence": confidence}
+    search: dict[str, Any] = {"budget": seconds, "bisections": bisections, "confidence": confidence}
     search = {name: value for name, value in search.items() if value is not None}
     if fixed and search:
         raise ValueError(f"--{min(search)} belongs to the search for the effective length: leave it or --fixed out")
