@@ -53,7 +53,7 @@ def written(tmp_path):
 
 @pytest.fixture
 def saved(model, tokenizer, tmp_path, monkeypatch):
-    """A tiny model in a folder, measured in this process where another would be started; and each time it is loaded."""
+    """A tiny model in a folder, and each time it is loaded. Costs are measured in this process, not in others."""
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
     monkeypatch.setattr(cost_module, "_child", lambda task, timeout: measure(task))
@@ -190,9 +190,8 @@ def test_options_given_count_more_than_the_config_file_and_that_more_than_defaul
     code, _, err = run("cost", tiny, "--config", written("lengths: 40\nlengths: 50"))
     assert (code, "line 2: 'lengths' is given twice" in err) == (2, True)
     assert run("needle", tiny, "--config", tmp_path / "nowhere.yaml")[0] == 2
-    document = json.loads(
-        run("cost", tiny, "--config", written("lengths: 40\nrepeats: 1\nno-standard: true\nsteps: 1"), "--json")[1]
-    )
+    path = written("lengths: 40\nrepeats: 1\nno-standard: true\nsteps: 1")
+    document = json.loads(run("cost", tiny, "--config", path, "--json")[1])
     assert [row["length"] for row in document["rows"]] == [40]
 
 
