@@ -70,6 +70,7 @@ def eval_(
         typer.Exit: with 1, if what --fail-under asks for is not reached.
     """
     from hf_longctx.measure import gate, processes
+    from hf_longctx.measure.report import attempt
     from hf_longctx.measure.suite import begin, read_suite
 
     kinds = _kinds()
@@ -93,7 +94,7 @@ def eval_(
     summary = _run(asked, jobs, out, as_json=as_json)
     if not processes.here().main:
         return
-    _page(out)
+    attempt(out)
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False))
     else:
@@ -174,7 +175,3 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _page(out: Path) -> None:
-    """The page of the whole run; parts have written their own."""

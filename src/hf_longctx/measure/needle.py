@@ -136,7 +136,9 @@ def run_needle(
                 model.train(was_training)
                 summary = _summarise(store)
     if store.out is not None and here().main:
-        _report(store.out)
+        from .report import attempt
+
+        attempt(store.out)
     return summary
 
 
@@ -319,12 +321,3 @@ def _summary(store: RunStore) -> dict[str, Any]:
         **{key: run[key] for key in keys},
         "variants": variants,
     }
-
-
-def _report(out: Path) -> None:
-    from .report import write
-
-    try:
-        write(out)
-    except ImportError as error:
-        logger.warning("no report page: %s", error)
