@@ -84,6 +84,22 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path, at):
     assert (tmp_path / "rows.2-of-2.jsonl").read_bytes() == line
 
 
+def test_what_a_kill_tore_is_cut_off_where_nobody_writes_any_more(tmp_path, at):
+    for index in (0, 1):
+        at(index, 2)
+        other = opened(tmp_path)
+        other.add_row(make_row(index))
+        if index == 0:
+            other.close()
+    for path in row_files(tmp_path):
+        path.write_bytes(path.read_bytes() + b'{"torn": ')
+    at(0, 1)
+    opened(tmp_path)
+    dead, living = (path.read_bytes() for path in row_files(tmp_path))
+    assert (dead[-1:], living[-1:]) == (b"\n", b" ")
+    other.close()
+
+
 def test_what_others_hold_or_have_done_is_left_to_them(model, tokenizer, tmp_path, at):
     """Two processes as two calls, the first holding one cell: together they ask each prompt once."""
     options = {"tasks": ["passkey"], "lengths": [200, 300], "trials": 3, "controls": 0, "out": tmp_path}

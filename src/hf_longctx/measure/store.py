@@ -110,7 +110,8 @@ class RunStore:
             return
         _check_folder(out, name, self._run_name)
         (out / _LOCKS).mkdir(parents=True, exist_ok=True)
-        self._lock = self._take(self._rows_name)
+        # Not at once: a process that mends a file of another's holds it for a moment.
+        self._lock = self._take(self._rows_name, patience=0.3)
         if self._lock is None:
             raise ValueError(
                 f"out={str(out)!r} is being written by another process: wait for it to end, or choose another --out"
@@ -121,7 +122,7 @@ class RunStore:
                     self.run = _agreed(out, _read_run(out / self._run_name), settings)
                 else:
                     write_json(out / self._run_name, self.run)
-            _cut_torn_line(out / self._rows_name)
+            self._mend()
             self.refresh()
         except BaseException:
             self._lock.release()
@@ -236,14 +237,24 @@ class RunStore:
             self._lock.release()
             self._lock = None
 
-    def _take(self, name: str) -> FileLock | None:
+    def _mend(self) -> None:
+        """Cut off what a kill has torn, in this process' file and in those that nobody writes any more."""
+        assert self.out is not None
+        for path in row_files(self.out, self._name):
+            lock = None if path.name == self._rows_name else self._take(path.name)
+            if path.name == self._rows_name or lock is not None:
+                _cut_torn_line(path)
+            if lock is not None:
+                lock.release()
+
+    def _take(self, name: str, *, patience: float = 0) -> FileLock | None:
         """A lock, or None if another process holds it. The system lets go of it when its process ends, however."""
         from filelock import FileLock, Timeout
 
         assert self.out is not None
         lock = FileLock(self.out / _LOCKS / name)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
             return None
         return lock
@@ -318,11 +329,10 @@ def _agreed(out: Path, run: dict[str, Any], settings: Mapping[str, Any]) -> dict
 
 def _cut_torn_line(path: Path) -> None:
     """Cut off a last line that a kill has torn; only the writer of the file may."""
-    if path.is_file():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(path, whole)
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
 
 
 def _read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
