@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from hf_longctx import describe, is_patched, patch
-from hf_longctx.measure import needle as module
-from hf_longctx.measure import run_needle, subject
+from hf_longctx.measure import report, run_needle, subject
 from hf_longctx.measure.store import row_key
 
 VARIANTS = ["yarn2: rope=yarn:2", "window: attention=window:40+global:4"]
@@ -21,7 +20,7 @@ SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}
 @pytest.fixture
 def quick(monkeypatch):
     """Runs without drawing the page."""
-    monkeypatch.setattr(module, "_report", lambda out: None)
+    monkeypatch.setattr(report, "attempt", lambda out: None)
 
 
 def rows_of(out):
