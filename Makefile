@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/hf-longctx needle demo $(DEMO_VARIANTS) --lengths 1k,2k,4k,8k,12k --depths 5 --out runs/demo
 
 smoke: setup
-	$(BIN)/hf-longctx needle demo --variant "yarn2: rope=yarn:2" --lengths 512,1k --depths 2 --out runs/smoke
+	$(BIN)/hf-longctx eval evals/smoke.yaml --out runs/smoke
 
 test: setup
 	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup

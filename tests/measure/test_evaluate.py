@@ -8,6 +8,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from hf_longctx import describe, is_patched, patched
 from hf_longctx.cli.effective import effective, parse_budget, parse_files
 from hf_longctx.hf import loading
 from hf_longctx.measure import evaluate, subject
@@ -16,6 +17,7 @@ from hf_longctx.measure.evaluate import Evaluation, run_tasks
 from hf_longctx.measure.report import load
 from hf_longctx.measure.tally import numbers, pair, scores
 from hf_longctx.measure.tasks import find
+from hf_longctx.measure.variants import parse_variant
 
 VARIANTS = ["window: attention=window:64+global:4", "yarn2: rope=yarn:2"]
 OPTIONS = {"tasks": ["passkey", "multihop"], "lengths": [380, 480], "trials": 2, "variants": VARIANTS}
@@ -173,6 +175,32 @@ def test_too_little_memory_is_refused(model, tokenizer, monkeypatch):
         Evaluation(model, tokenizer, tasks=["passkey"], longest=1000)
 
 
+def test_every_variant_is_checked_for_memory_not_stock_alone(model, tokenizer, monkeypatch):
+    window = parse_variant("w: attention=window:32+global:4")
+    with subject.patched_as(model, window):
+        need = describe(model).cache_bytes(1000)
+    monkeypatch.setattr(subject, "free_memory", lambda device: need)
+    given = {"tasks": ["passkey"], "longest": 1000, "variants": [window]}
+    Evaluation(model, tokenizer, stock=False, **given).close()
+    with pytest.raises(ValueError, match="under 'stock'"):
+        Evaluation(model, tokenizer, **given)
+
+
+def test_a_patched_model_runs_as_loaded_beside_stock_and_stays_patched(model, tokenizer, tmp_path):
+    options = OPTIONS | {"trials": 1, "lengths": [300], "out": tmp_path}
+    with patched(model, rope="yarn:2"):
+        found = run_tasks(model, tokenizer, **options | {"variants": ["w: attention=window:64"]})
+        assert is_patched(model)
+        with pytest.raises(ValueError, match="passkey2"):
+            run_tasks(model, tokenizer, **options | {"tasks": ["passkey2"]})
+        assert is_patched(model)
+    assert list(found["variants"]) == ["stock", "as-loaded", "w"]
+    assert found["variants"]["as-loaded"]["definition"]["rope"] == "yarn:2"
+    plain = run_tasks(model, tokenizer, **options | {"variants": ["y: rope=yarn:2"], "out": None})
+    for name, same in (("stock", "stock"), ("as-loaded", "y")):
+        assert found["variants"][name]["cells"] == plain["variants"][same]["cells"]
+
+
 def row(variant, trial, score, *, task="a", length=512, kind=None, outcome=None):
     outcome = outcome or ("hit" if score == 1 else "miss")
     return {
@@ -226,6 +254,29 @@ def test_the_command_prints_verdicts_intervals_and_pairs(call, tmp_path):
     again = call(*arguments, "--out", str(tmp_path / "run"), "--json")
     assert json.loads(again.stdout)["variants"]["yarn2"]["effective"]["absolute"]["high"] == 200
     assert again.stderr == ""
+
+
+def test_fixed_asks_every_length_and_searches_for_nothing(call):
+    result = call("--task", "passkey", "--lengths", "200,300", "--fixed", "--trials", "2", "--json")
+    entry = json.loads(result.stdout)["variants"]["stock"]
+    assert [row["n"] for row in entry["lengths"]] == [2, 2]
+    assert entry["effective"] == {}
+    told = call("--lengths", "200", "--fixed", "--budget", "3m")
+    assert "--budget belongs to the search" in str(told.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--task", "qa_1"], "--task qa_1 reads a file of yours"),
+        (["--files", "qa_1=nowhere.json"], "no such file"),
+        (["--files", "passkey=x"], "reads no file"),
+        (["--style", "poem"], "--style 'poem' does not exist"),
+    ],
+)
+def test_a_slip_is_found_before_the_model_loads(call, monkeypatch, arguments, sentence):
+    monkeypatch.setattr(loading, "load_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert sentence in str(call(*arguments).exception)
 
 
 def test_times_and_files_as_written():

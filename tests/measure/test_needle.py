@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from hf_longctx import describe, is_patched, patch
-from hf_longctx.measure import needle as module
-from hf_longctx.measure import run_needle, subject
+from hf_longctx.measure import report, run_needle, subject
 from hf_longctx.measure.store import row_key
 
 VARIANTS = ["yarn2: rope=yarn:2", "window: attention=window:40+global:4"]
@@ -21,7 +20,7 @@ SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}
 @pytest.fixture
 def quick(monkeypatch):
     """Runs without drawing the page."""
-    monkeypatch.setattr(module, "_report", lambda out: None)
+    monkeypatch.setattr(report, "attempt", lambda out: None)
 
 
 def rows_of(out):
@@ -39,7 +38,7 @@ def test_a_run_leaves_rows_a_summary_a_page_and_the_model_as_it_was(model, token
     assert len(rows) == len(seen) == 3 * 2 * (3 + 1)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        ".lock",
+        ".locks",
         "rows.jsonl",
         "run.json",
         "summary.json",
@@ -201,12 +200,13 @@ def test_the_memory_check_knows_which_variant_drops_keys(model, monkeypatch):
     with subject.patched_as(model, window):
         need = describe(model).cache_bytes(1 << 20)
     monkeypatch.setattr(subject, "free_memory", lambda device: need)
-    subject.check_memory(model, 1 << 20, [window])
+    subject.look_at(model, window, longest=1 << 20)
+    subject.look_at(model, Variant(STOCK))
     with pytest.raises(ValueError, match="under 'stock'"):
-        subject.check_memory(model, 1 << 20, [window, Variant(STOCK)])
+        subject.look_at(model, Variant(STOCK), longest=1 << 20)
     monkeypatch.setattr(subject, "free_memory", lambda device: need - 1)
     with pytest.raises(ValueError, match="under 'w'"):
-        subject.check_memory(model, 1 << 20, [window])
+        subject.look_at(model, window, longest=1 << 20)
     assert not is_patched(model)
 
 

@@ -29,7 +29,7 @@ def test_rows_and_facts_come_back(tmp_path):
     again = opened(tmp_path / "a" / "run")
     assert again.rows == run.rows
     assert again.run == run.run
-    assert sorted(path.name for path in (tmp_path / "a" / "run").iterdir()) == [".lock", "rows.jsonl", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "a" / "run").iterdir()) == [".locks", "rows.jsonl", "run.json"]
 
 
 @settings(max_examples=30, deadline=None)

@@ -18,6 +18,7 @@ def main() -> None:
     from hf_longctx.cli.describe import describe
     from hf_longctx.cli.effective import effective
     from hf_longctx.cli.env import env
+    from hf_longctx.cli.eval import eval_
     from hf_longctx.cli.models import models
     from hf_longctx.cli.needle import needle
     from hf_longctx.cli.patterns import patterns
@@ -35,6 +36,7 @@ def main() -> None:
     )
     for command in (needle, effective, tasks, cost, wall, report, rope, describe, patterns, models, env):
         app.command()(command)
+    app.command("eval")(eval_)
     # Whoever is told to stop, by Ctrl-C or by a scheduler, leaves a valid run behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

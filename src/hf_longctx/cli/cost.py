@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import functools
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hf_longctx.cli.job import Job, measuring
 from hf_longctx.cli.shared import (
     Attention,
+    Config,
     Device,
     Dtype,
     Model,
@@ -17,12 +20,11 @@ from hf_longctx.cli.shared import (
     Rope,
     Variants,
     asked_variants,
-    command_line,
     parse_lengths,
-    stopped,
 )
 
 
+@measuring
 def cost(
     model: Model,
     variant: Variants = None,
@@ -46,48 +48,69 @@ def cost(
     no_standard: Annotated[
         bool, typer.Option("--no-standard", help="Leave standard attention, whose scores are stored, out.")
     ] = False,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print settings and rows as one JSON document.")] = False,
-) -> None:
+) -> Job:
     """Time the first token, prefill and decoding, and measure memory and cache, each in a process of its own.
 
     Raises:
         ValueError: settings that cannot work, or a folder that holds another run.
     """
-    from hf_longctx.measure.cost import run_cost
+    from hf_longctx.hf.loading import DTYPES
+    from hf_longctx.measure.cost import EAGER
     from hf_longctx.measure.machines import read_bytes
+    from hf_longctx.measure.variants import as_variants
     from hf_longctx.rope.text import read_length
 
     tokens = parse_lengths(lengths)
-    asked = asked_variants(variant, attention, rope)
-    try:
-        document = run_cost(
-            model,
-            variants=asked,
-            lengths=tokens,
-            repeats=repeats,
-            steps=steps,
-            chunk=None if chunk is None else read_length(chunk),
-            seed=seed,
-            dtype=dtype,
-            device=device,
-            memory=None if memory is None else read_bytes(memory),
-            timeout=timeout,
-            out=out,
-            stock=not no_stock,
-            standard=not no_standard,
-            on_row=_line,
-            command=command_line(),
-        )
-    except KeyboardInterrupt:
-        raise stopped(out, "measured") from None
-    chosen = [row for row in document["rows"] if row["length"] in tokens]
-    if as_json:
-        typer.echo(json.dumps(document | {"rows": chosen}))
-        return
+    asked = as_variants(asked_variants(variant, attention, rope), stock=not (no_stock and no_standard))
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype!r} does not exist: choose one of {', '.join(DTYPES)}")
+    for flag, number in (("--repeats", repeats), ("--steps", steps)):
+        if number < 1:
+            raise ValueError(f"{flag} {number}: give a whole number, at least 1")
+    if any(one.name == EAGER for one in asked):
+        raise ValueError(f"the variant name {EAGER!r} is that of standard attention: choose another")
+    return Job(
+        model=model,
+        run=functools.partial(_measured, tokens),
+        options={
+            "variants": [one for one in asked if one.definition()],
+            "repeats": repeats,
+            "steps": steps,
+            "chunk": None if chunk is None else read_length(chunk),
+            "seed": seed,
+            "dtype": dtype,
+            "device": device,
+            "memory": None if memory is None else read_bytes(memory),
+            "timeout": timeout,
+            "stock": not no_stock,
+            "standard": not no_standard,
+        },
+        on_row=_line,
+        show=_show,
+        out=out,
+        as_json=as_json,
+        dtype=dtype,
+        device=device,
+        loads=False,
+        verb="measured",
+    )
+
+
+def _measured(lengths: list[int], model: str, **options: Any) -> dict[str, Any]:
+    """The document of a run with the rows of these lengths; its folder may hold more."""
+    from hf_longctx.measure.cost import run_cost
+
+    document = run_cost(model, lengths=lengths, **options)
+    return document | {"rows": [row for row in document["rows"] if row["length"] in lengths]}
+
+
+def _show(document: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(table(chosen))
+    console.print(table(document["rows"]))
     if out is not None:
         console.print(f"rows: {out / 'cost.jsonl'}", highlight=False, markup=False, soft_wrap=True)
 

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, NoStock, Out, Variants, command_line, parse_lengths, stopped
+from hf_longctx.cli.job import Job, measuring
+from hf_longctx.cli.shared import Config, Device, Dtype, Model, NoStock, Out, Variants, parse_lengths
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
+@measuring
 def effective(
     model: Model,
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="Repeatable; 'ruler' is its eleven without files.")
+        list[str] | None,
+        typer.Option("--task", help="Repeatable; 'ruler' is its eleven, and qa_1 and qa_2 with --files."),
     ] = None,
     variant: Variants = None,
     lengths: Annotated[str, typer.Option("--lengths", help="The ladder in tokens, k is 1024.")] = "1k,2k,4k,8k,16k",
     budget: Annotated[str | None, typer.Option("--budget", help="Time for all variants: 90s, 30m, 2h.")] = None,
-    trials: Annotated[int, typer.Option("--trials", help="Most trials of a length.")] = 48,
-    bisections: Annotated[int, typer.Option("--bisections", help="Halvings of the gap below the first failure.")] = 2,
-    confidence: Annotated[float, typer.Option("--confidence", help="Of the interval.")] = 0.95,
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="Most trials of a length. [default: 48; 5 with --fixed]")
+    ] = None,
+    bisections: Annotated[
+        int | None, typer.Option("--bisections", help="Halvings of the gap below the first failure. [default: 2]")
+    ] = None,
+    confidence: Annotated[float | None, typer.Option("--confidence", help="Of the interval. [default: 0.95]")] = None,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="Ask every length --trials times: scores, and no effective length.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same token ids.")] = 0,
     haystack: Annotated[
         str | None,
@@ -35,58 +45,69 @@ def effective(
     device: Device = None,
     out: Out = None,
     no_stock: NoStock = False,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
-) -> None:
+) -> Job:
     """Climb a ladder of lengths until a sequential test says where a model stops working.
 
     Raises:
         ValueError: Settings that cannot work, or a folder that holds another run.
     """
-    from hf_longctx.hf.loading import BUNDLED, DEMO, load_model
+    from hf_longctx.hf.loading import BUNDLED, DEMO
     from hf_longctx.measure.climb import run_effective
     from hf_longctx.measure.effective import Climb
+    from hf_longctx.measure.evaluate import run_tasks
     from hf_longctx.measure.haystack import default_haystack, open_haystack
+    from hf_longctx.measure.prompts import STYLES
     from hf_longctx.measure.tasks import REGISTRY, RULER, find
     from hf_longctx.measure.variants import as_variants
 
     # Read before the model is: a slip of the pen should not cost half a minute.
     ladder, seconds = parse_lengths(lengths), None if budget is None else parse_budget(budget)
-    Climb(tuple(sorted(set(ladder))), trials, bisections, confidence)
-    bare = [name for name in RULER if REGISTRY[name].files is None]
-    asked = [name for given in (task or ["niah_single_2"]) for name in (bare if given == "ruler" else [given])]
-    for name in asked:
-        find(name)
-    chosen = as_variants(variant or [], stock=not no_stock)
     given_files = parse_files(files or [])
-    hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
-    try:
-        summary = run_effective(
-            network,
-            tokenizer,
-            tasks=asked,
-            lengths=ladder,
-            trials=trials,
-            bisections=bisections,
-            confidence=confidence,
-            budget=seconds,
-            variants=[one for one in chosen if one.definition()],
-            stock=not no_stock,
-            seed=seed,
-            haystack=hay,
-            files=given_files,
-            style=style,
-            out=out,
-            on_row=_line,
-            model_name=BUNDLED if model == DEMO else model,
-            command=command_line(),
-        )
-    except KeyboardInterrupt:
-        raise stopped(out, "found") from None
-    if as_json:
-        typer.echo(json.dumps(summary, ensure_ascii=False))
-        return
-    _show(summary)
+    ruler = [name for name in RULER if REGISTRY[name].files is None or name in given_files]
+    asked = [name for given in (task or ["niah_single_2"]) for name in (ruler if given == "ruler" else [given])]
+    for name in asked:
+        if find(name).files is not None and name not in given_files:
+            raise ValueError(f"--task {name} reads a file of yours, {find(name).files}: give --files {name}=FILE")
+    for name, path in given_files.items():
+        if find(name).files is None:
+            raise ValueError(f"--files names the task {name!r}, which reads no file: leave it out")
+        if not Path(path).is_file():
+            raise ValueError(f"--files {name}={path}: no such file")
+    if style not in STYLES:
+        raise ValueError(f"--style {style!r} does not exist: choose one of {', '.join(STYLES)}")
+    search: dict[str, Any] = {"budget": seconds, "bisections": bisections, "confidence": confidence}
+    search = {name: value for name, value in search.items() if value is not None}
+    if fixed and search:
+        raise ValueError(f"--{min(search)} belongs to the search for the effective length: leave it or --fixed out")
+    trials = (5 if fixed else 48) if trials is None else trials
+    ascending = tuple(sorted(set(ladder)))
+    Climb(ascending, trials, **{name: value for name, value in search.items() if name != "budget"})
+    chosen = as_variants(variant or [], stock=not no_stock)
+    return Job(
+        model=model,
+        run=run_tasks if fixed else run_effective,
+        options={
+            "tasks": asked,
+            "lengths": ladder,
+            "trials": trials,
+            **search,
+            "variants": [one for one in chosen if one.definition()],
+            "stock": not no_stock,
+            "seed": seed,
+            "haystack": open_haystack(haystack or (default_haystack() if model == DEMO else None)),
+            "files": given_files,
+            "style": style,
+            "model_name": BUNDLED if model == DEMO else model,
+        },
+        on_row=_line,
+        show=_show,
+        out=out,
+        as_json=as_json,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def parse_budget(text: str) -> float:
@@ -146,7 +167,7 @@ def _line(row: dict[str, Any]) -> None:
     )
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hf_longctx.cli.job import Job, measuring
 from hf_longctx.cli.shared import (
     Attention,
+    Config,
     Device,
     Dtype,
     Model,
@@ -19,12 +20,11 @@ from hf_longctx.cli.shared import (
     Rope,
     Variants,
     asked_variants,
-    command_line,
     parse_lengths,
-    stopped,
 )
 
 
+@measuring
 def needle(
     model: Model,
     variant: Variants = None,
@@ -50,8 +50,9 @@ def needle(
     device: Device = None,
     out: Out = None,
     no_stock: NoStock = False,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
-) -> None:
+) -> Job:
     """Hide facts in text and ask for them at every length and depth, for a model and patched variants of it.
 
     Raises:
@@ -59,7 +60,7 @@ def needle(
         ModuleNotFoundError: A haystack or model whose package is missing.
     """
     # Read before the model is: a slip of the pen should not cost half a minute.
-    from hf_longctx.hf.loading import BUNDLED, DEMO, load_model
+    from hf_longctx.hf.loading import BUNDLED, DEMO
     from hf_longctx.measure.grid import MODES
     from hf_longctx.measure.haystack import default_haystack, open_haystack
     from hf_longctx.measure.needle import run_needle
@@ -81,33 +82,30 @@ def needle(
     asked = asked_variants(variant, attention, rope)
     chosen = as_variants(asked, stock=not no_stock)
     hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
-    network, tokenizer = load_model(model, dtype=dtype, device=device)
-    try:
-        summary = run_needle(
-            network,
-            tokenizer,
-            variants=[one for one in chosen if one.definition()],
-            lengths=tokens,
-            depths=grid,
-            trials=trials,
-            seed=seed,
-            haystack=hay,
-            values=values,
-            needles=needles,
-            style=style,
-            exact=exact,
-            out=out,
-            stock=not no_stock,
-            on_row=_Lines(trials),
-            model_name=BUNDLED if model == DEMO else model,
-            command=command_line(),
-        )
-    except KeyboardInterrupt:
-        raise stopped(out, "found") from None
-    if as_json:
-        typer.echo(json.dumps(summary, ensure_ascii=False))
-        return
-    _show(summary, out)
+    return Job(
+        model=model,
+        run=run_needle,
+        options={
+            "variants": [one for one in chosen if one.definition()],
+            "lengths": tokens,
+            "depths": grid,
+            "trials": trials,
+            "seed": seed,
+            "haystack": hay,
+            "values": values,
+            "needles": needles,
+            "style": style,
+            "exact": exact,
+            "stock": not no_stock,
+            "model_name": BUNDLED if model == DEMO else model,
+        },
+        on_row=_Lines(trials),
+        show=_show,
+        out=out,
+        as_json=as_json,
+        dtype=dtype,
+        device=device,
+    )
 
 
 class _Lines:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hf_longctx.cli.config import from_file
+
+if TYPE_CHECKING:
+    from hf_longctx.measure.gate import Limit
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")]
 Variants = Annotated[
@@ -20,6 +26,24 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=from_file,
+        help="YAML file of options, such as lengths: 1k,2k. Options given here count more.",
+    ),
+]
+FailUnder = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-under",
+        metavar="LIMIT",
+        help="effective=8k, recall=0.8, or VARIANT:effective=8k; repeatable. Below it the exit code is 1.",
+    ),
 ]
 NoStock = Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")]
 
@@ -49,6 +73,26 @@ def stopped(out: Path | None, what: str) -> typer.Exit:
     kept = f"what was {what} is in {out}; the same command goes on from there" if out else "nothing was kept"
     typer.echo(f"stopped: {kept}", err=True)
     return typer.Exit(130)
+
+
+def gated(run: Path, limits: Sequence[Limit]) -> None:
+    """Say what a run does not reach.
+
+    Args:
+        run: its folder.
+        limits: from `gate.parse`.
+
+    Raises:
+        typer.Exit: with 1, if it misses one.
+        ValueError: a limit for what the run does not have.
+    """
+    from hf_longctx.measure.gate import misses
+
+    missed = misses(run, limits)
+    for sentence in missed:
+        typer.echo(f"missed: {sentence}", err=True)
+    if missed:
+        raise typer.Exit(1)
 
 
 def parse_lengths(text: str) -> list[int]:

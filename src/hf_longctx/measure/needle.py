@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 import time
@@ -19,8 +20,9 @@ from .haystack import Haystack, open_haystack, unique_share
 from .needles import is_hit
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
-from .store import SCHEMA, RunStore, write_json
-from .subject import as_loaded, check_memory, identity, learned_positions, look_at, patched_as, switches_rope
+from .processes import here
+from .store import SCHEMA, RunStore
+from .subject import as_loaded, identity, learned_positions, look_at, patched_as, switches_rope
 from .variants import Variant, as_variants
 
 logger = logging.getLogger(__name__)
@@ -101,8 +103,7 @@ def run_needle(
     asked = {trial: grid.probes(trial) for trial in range(trials)}
     with as_loaded(model) as loaded:
         chosen = as_variants(variants, stock=stock, loaded=loaded)
-        check_memory(model, max(grid.lengths), chosen)
-        looked_at = {variant.name: look_at(model, variant) for variant in chosen}
+        looked_at = {variant.name: look_at(model, variant, longest=max(grid.lengths)) for variant in chosen}
         command = command or _python_call(chosen, grid, trials)
         store = RunStore(
             Path(out) if out is not None else None,
@@ -120,19 +121,24 @@ def run_needle(
             was_training = bool(getattr(model, "training", False))
             model.eval()
             try:
-                for variant in chosen:
-                    for trial, probes in asked.items():
+                for variant, trial in itertools.product(chosen, asked):
+                    with store.claim(variant.name, trial) as mine:
+                        if not mine:
+                            continue
                         work = _Work(
-                            store, variant, trial, probes, grid, exact=exact, progress=progress, on_row=on_row
+                            store, variant, trial, asked[trial], grid, exact=exact, progress=progress, on_row=on_row
                         )
                         work.run(model)
-                        _summarise(store)
+                    _summarise(store)
+                store.wait()
             finally:
                 # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
                 model.train(was_training)
                 summary = _summarise(store)
-    if store.out is not None:
-        _report(store.out)
+    if store.out is not None and here().main:
+        from .report import attempt
+
+        attempt(store.out)
     return summary
 
 
@@ -289,6 +295,10 @@ def _python_call(variants: Sequence[Variant], grid: Grid, trials: int) -> str:
 
 def _summarise(store: RunStore) -> dict[str, Any]:
     """The summary of what has been found so far; written to the run's folder, if it has one."""
+    return store.write_summary(lambda: _summary(store))
+
+
+def _summary(store: RunStore) -> dict[str, Any]:
     from .stats import summarise
 
     run = store.run
@@ -305,21 +315,9 @@ def _summarise(store: RunStore) -> dict[str, Any]:
             "seconds": round(sum(row["seconds"] for row in own), 1),
         }
     keys = ("command", "seed", "settings", "versions", "hardware", "haystack", "started")
-    summary = {
+    return {
         "schema": SCHEMA,
         "model": run["settings"]["model"],
         **{key: run[key] for key in keys},
         "variants": variants,
     }
-    if store.out is not None:
-        write_json(store.out / "summary.json", summary)
-    return summary
-
-
-def _report(out: Path) -> None:
-    from .report import write
-
-    try:
-        write(out)
-    except ImportError as error:
-        logger.warning("no report page: %s", error)

@@ -18,11 +18,12 @@ from hf_longctx.measure import heatmap
 from hf_longctx.measure.finding import effective_text, finding
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.stats import RULES, summarise
+from hf_longctx.measure.store import row_files
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["effective_text", "finding", "load", "terminal_table", "write"]
+__all__ = ["attempt", "effective_text", "finding", "load", "terminal_table", "write"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def write(run: Path) -> list[Path]:
 
     Args:
         run: The folder of a needle run, finished or not, with ``rows.jsonl`` and (soon after the start)
-            ``summary.json``.
+            ``summary.json``; or of a suite, whose needle parts get theirs.
 
     Returns:
         The paths of the page and of the picture.
@@ -46,6 +47,10 @@ def write(run: Path) -> list[Path]:
     lacking = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if lacking:
         raise ImportError(f'the report needs {" and ".join(lacking)}: pip install "hf_longctx[report]"')
+    if (run / "suite.json").is_file():
+        parts = json.loads((run / "suite.json").read_text(encoding="utf-8"))["parts"]
+        own = [run / part["folder"] for part in parts if part["kind"] == "needle" and row_files(run / part["folder"])]
+        return [path for folder in own for path in write(folder)]
     from hf_longctx.measure.page import render
 
     summary, rows = load(run)
@@ -55,6 +60,14 @@ def write(run: Path) -> list[Path]:
     with heatmap.replacing(page) as partial:
         partial.write_text(html, encoding="utf-8")
     return [page, picture]
+
+
+def attempt(run: Path) -> None:
+    """Write the report at the end of a run; without the packages that it needs, say so and go on."""
+    try:
+        write(run)
+    except ImportError as error:
+        logger.warning("no report page: %s", error)
 
 
 def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -69,13 +82,13 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         ValueError: No folder, no ``rows.jsonl``, no row in it, a broken line before the last, or a broken summary.
     """
-    source = run / "rows.jsonl"
     hint = "give the folder that `hf-longctx needle --out` wrote"
     if not run.is_dir():
         raise ValueError(f"run={str(run)!r}: no such folder; {hint}")
-    if not source.is_file():
+    sources = row_files(run)
+    if not sources:
         raise ValueError(f"run={str(run)!r}: the folder has no rows.jsonl; {hint}")
-    rows = _read_rows(source)
+    rows = [row for source in sources for row in _read_rows(source)]
     if not rows:
         raise ValueError(f"run={str(run)!r}: rows.jsonl has no row yet; let the run answer its first question")
     started, latest = _read_object(run / "run.json"), _read_object(run / "summary.json")

@@ -1,17 +1,22 @@
 """A run's folder: rows as they happen, settings that must agree, a summary that is always whole.
 
 `rows.jsonl` grows by one full line a probe, so that a run killed at any moment loses no row but the one being written.
-`run.json` and `summary.json` are replaced as a whole, never half written.
+Each of several processes has a file of its own (`rows.1-of-2.jsonl`); whoever reads takes all of them. `run.json` and
+`summary.json` are replaced as a whole, never half written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .processes import here, wait
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -21,6 +26,9 @@ SCHEMA = 1
 
 _RUNS = {"run.json", "cost.json"}
 """What a folder of runs holds: a recall run, a cost run, or both."""
+
+_LOCKS = ".locks"
+"""Folder of lock files: one for each file of rows, one for each cell, `run` for what all processes write."""
 
 Key = tuple[str, int, int, float | None, str]
 """What makes a row unique: variant, trial, length, depth, kind."""
@@ -36,6 +44,20 @@ def row_key(row: Mapping[str, Any]) -> Key:
         (variant, trial, length, depth, kind).
     """
     return row["variant"], row["trial"], row["length"], row["depth"], row["kind"]
+
+
+def row_files(out: Path, name: str = "rows") -> list[Path]:
+    """The files that hold a run's rows, those of every process that has ever worked on it.
+
+    Args:
+        out: the run's folder.
+        name: `rows` or `cost`.
+
+    Returns:
+        Paths, sorted; none if there is no such run.
+    """
+    own = re.compile(rf"{re.escape(name)}(\.\d+-of-\d+)?\.jsonl")
+    return sorted(path for path in out.glob(f"{name}*.jsonl") if own.fullmatch(path.name))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -69,43 +91,77 @@ class RunStore:
 
     Raises:
         ValueError: if the folder holds a run with other settings, another schema, something else, or a damaged file,
-            or another process is writing to it.
+            or another process is writing the rows that this one would.
     """
 
     def __init__(
         self, out: Path | None, settings: Mapping[str, Any], facts: Mapping[str, Any], *, name: str = "rows"
     ) -> None:
-        self.out = out
-        self._rows_name, self._run_name = f"{name}.jsonl", "run.json" if name == "rows" else f"{name}.json"
+        place = here()
+        part = f".{place.index + 1}-of-{place.count}" if place.count > 1 else ""
+        self.out, self._name = out, name
+        self._rows_name, self._run_name = f"{name}{part}.jsonl", "run.json" if name == "rows" else f"{name}.json"
         self.rows: dict[Key, dict[str, Any]] = {}
         self.run: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), **facts, "variants": {}}
         self._file: int | None = None
         self._lock: FileLock | None = None
+        self._read: dict[str, int] = {}
         if out is None:
             return
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"out={str(out)!r} is a file: choose a folder for the run")
-        known = (out / self._run_name).is_file()
-        others = [] if known or not out.exists() else sorted(p.name for p in out.iterdir() if p.name[0] != ".")
-        if self._rows_name in others:
-            raise ValueError(f"out={str(out)!r} holds {self._rows_name} but no {self._run_name}: choose another --out")
-        if others and not _RUNS & set(others):
+        _check_folder(out, name, self._run_name)
+        (out / _LOCKS).mkdir(parents=True, exist_ok=True)
+        # Not at once: a process that mends a file of another's holds it for a moment.
+        self._lock = self._take(self._rows_name, patience=0.3)
+        if self._lock is None:
             raise ValueError(
-                f"out={str(out)!r} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} but no "
-                f"{self._run_name}: choose a new or empty folder"
+                f"out={str(out)!r} is being written by another process: wait for it to end, or choose another --out"
             )
-        out.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(out)
         try:
-            if known:
-                self.run = _agreed(out, _read_run(out / self._run_name), settings)
-            else:
-                write_json(out / self._run_name, self.run)
-            for row in _read_rows(out / self._rows_name):
-                self.rows[row_key(row)] = row
+            with self._alone():
+                if (out / self._run_name).is_file():
+                    self.run = _agreed(out, _read_run(out / self._run_name), settings)
+                else:
+                    write_json(out / self._run_name, self.run)
+            self._mend()
+            self.refresh()
         except BaseException:
             self._lock.release()
             raise
+
+    def refresh(self) -> None:
+        """Take in what other processes have written since."""
+        for path in row_files(self.out, self._name) if self.out is not None else ():
+            start = self._read.get(path.name, 0)
+            rows, stop = _read_rows(path, start)
+            self._read[path.name] = stop
+            for row in rows:
+                self.rows[row_key(row)] = row
+
+    @contextlib.contextmanager
+    def claim(self, *cell: object) -> Iterator[bool]:
+        """Keep a cell from other processes for as long as the context lasts.
+
+        Args:
+            *cell: what will be asked, such as a variant and a trial.
+
+        Yields:
+            True, and all rows of the cell that there are, are known; or False: another process is at it.
+        """
+        lock = None if self.out is None else self._take("-".join(map(str, ("cell", *cell))))
+        if lock is None and self.out is not None:
+            yield False
+            return
+        try:
+            self.refresh()
+            yield True
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def wait(self) -> None:
+        """Go on when all processes that share the run's folder are here too."""
+        if self.out is not None:
+            wait()
 
     def add_variant(self, name: str, facts: Mapping[str, Any]) -> None:
         """Note what a variant is, before its first row.
@@ -118,16 +174,14 @@ class RunStore:
             ValueError: if the run already knows that name with another definition.
         """
         facts = json.loads(json.dumps(facts))
-        known = self.run["variants"].get(name)
-        if known is not None and known["definition"] != facts["definition"]:
-            raise ValueError(
-                f"variant {name!r} is {facts['definition']} here and {known['definition']} in the run in "
-                f"{str(self.out)!r}: give it another name or choose another --out"
-            )
-        if known != facts:
-            self.run["variants"][name] = facts
-            if self.out is not None:
-                write_json(self.out / self._run_name, self.run)
+        with self._changed() as run:
+            known = run["variants"].get(name)
+            if known is not None and known["definition"] != facts["definition"]:
+                raise ValueError(
+                    f"variant {name!r} is {facts['definition']} here and {known['definition']} in the run in "
+                    f"{str(self.out)!r}: give it another name or choose another --out"
+                )
+            run["variants"][name] = facts
 
     def note_command(self, command: str, variants: Collection[str]) -> None:
         """Keep how the run was started: one command if it names all variants so far, else one a line.
@@ -136,12 +190,10 @@ class RunStore:
             command: how this process was started.
             variants: the names of its variants.
         """
-        known = self.run.get("command", "").splitlines()
-        commands = [command] if set(variants) >= set(self.run["variants"]) else [*known, command]
-        if (told := "\n".join(dict.fromkeys(commands))) != self.run.get("command"):
-            self.run["command"] = told
-            if self.out is not None:
-                write_json(self.out / self._run_name, self.run)
+        with self._changed() as run:
+            known = run.get("command", "").splitlines()
+            commands = [command] if set(variants) >= set(run["variants"]) else [*known, command]
+            run["command"] = "\n".join(dict.fromkeys(commands))
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Keep a row; it is on its way to disk, as one full line, when this returns.
@@ -154,10 +206,30 @@ class RunStore:
             return
         if self._file is None:
             self._file = os.open(self.out / self._rows_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.write(self._file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        os.write(self._file, line)
+        self._read[self._rows_name] = self._read.get(self._rows_name, 0) + len(line)
+
+    def write_summary(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Sum up all rows, those of other processes too, and replace `summary.json`.
+
+        Args:
+            make: gives the summary of `rows`, which is up to date when it is called.
+
+        Returns:
+            What it gave.
+        """
+        if self.out is None:
+            return make()
+        # Alone from reading to writing: the last process to finish has read everyone's rows.
+        with self._alone():
+            self.refresh()
+            summary = make()
+            write_json(self.out / "summary.json", summary)
+        return summary
 
     def close(self) -> None:
-        """Let go of the folder: another process may go on with the run."""
+        """Let go of the rows' file: another process may go on with it."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -165,19 +237,66 @@ class RunStore:
             self._lock.release()
             self._lock = None
 
+    def _mend(self) -> None:
+        """Cut off what a kill has torn, in this process' file and in those that nobody writes any more."""
+        assert self.out is not None
+        for path in row_files(self.out, self._name):
+            lock = None if path.name == self._rows_name else self._take(path.name)
+            if path.name == self._rows_name or lock is not None:
+                _cut_torn_line(path)
+            if lock is not None:
+                lock.release()
 
-def _locked(out: Path) -> FileLock:
-    """The folder for this process alone: two runs at once would ask everything twice. A killed process lets go."""
-    from filelock import FileLock, Timeout
+    def _take(self, name: str, *, patience: float = 0) -> FileLock | None:
+        """A lock, or None if another process holds it. The system lets go of it when its process ends, however."""
+        from filelock import FileLock, Timeout
 
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        assert self.out is not None
+        lock = FileLock(self.out / _LOCKS / name)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            return None
+        return lock
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process reads and writes the files that all of them write."""
+        from filelock import FileLock
+
+        assert self.out is not None
+        with FileLock(self.out / _LOCKS / "run"):
+            yield
+
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[dict[str, Any]]:
+        """The facts of the run, to be changed; written where they were."""
+        if self.out is None:
+            yield self.run
+            return
+        path = self.out / self._run_name
+        with self._alone():
+            self.run = _read_run(path)
+            before = json.dumps(self.run)
+            yield self.run
+            if json.dumps(self.run) != before:
+                write_json(path, self.run)
+
+
+def _check_folder(out: Path, name: str, run_name: str) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={str(out)!r} is a file: choose a folder for the run")
+    # Looked at once: a process that starts at the same time may be making the run meanwhile.
+    found = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.exists() else []
+    if run_name in found:
+        return
+    if f"{name}.jsonl" in found:
+        raise ValueError(f"out={str(out)!r} holds {name}.jsonl but no {run_name}: choose another --out")
+    if found and not _RUNS & set(found):
         raise ValueError(
-            f"out={str(out)!r} is being written by another process: wait for it to end, or choose another --out"
-        ) from None
-    return lock
+            f"out={str(out)!r} holds {', '.join(found[:3])}{' and more' if len(found) > 3 else ''} but no "
+            f"{run_name}: choose a new or empty folder"
+        )
 
 
 def _read_run(path: Path) -> dict[str, Any]:
@@ -208,20 +327,26 @@ def _agreed(out: Path, run: dict[str, Any], settings: Mapping[str, Any]) -> dict
     return run
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file; a last line torn by a kill is cut off."""
-    if not path.is_file():
-        return []
+def _cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill has torn; only the writer of the file may."""
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         os.truncate(path, whole)
+
+
+def _read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a file from a byte on, and the byte after its last whole line."""
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    stop = data.rfind(b"\n") + 1
     rows = []
-    for number, line in enumerate(data[:whole].splitlines(), start=1):
+    for number, line in enumerate(data[:stop].splitlines(), start=1):
         try:
             row = json.loads(line)
             row_key(row)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"line {number} of {path} is no row of a run: choose another --out") from error
         rows.append(row)
-    return rows
+    return rows, start + stop
