@@ -13,13 +13,15 @@ from typing import Any
 
 from hf_longctx.hf.lengths import held_length, length_dependent
 
+from .damage import Damage, Listener, summarise_damage
 from .environment import origin
 from .grid import Grid, Probe, build_grid, group, spent_tokens
 from .haystack import Haystack, open_haystack, unique_share
 from .needles import is_hit
+from .overlap import literal_overlap
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
-from .store import SCHEMA, RunStore, write_json
+from .store import SCHEMA, RunStore, SideRows, write_json
 from .subject import as_loaded, check_memory, identity, learned_positions, look_at, patched_as, switches_rope
 from .variants import Variant, as_variants
 
@@ -42,6 +44,7 @@ def run_needle(
     needles: str = "shared",
     style: str = "prefix",
     exact: bool = False,
+    damage: bool = True,
     out: str | Path | None = None,
     stock: bool = True,
     progress: bool = True,
@@ -70,6 +73,7 @@ def run_needle(
         needles: `shared`, or `single` for one needle a context.
         style: `prefix`, `chat` or `base`.
         exact: read every prompt afresh; slow, and gives the same answers.
+        damage: whether the reading also tells perplexity and KL against stock by position (see `measure.damage`).
         out: the run's folder. A run that was stopped goes on there; None keeps nothing.
         stock: whether the untouched model runs first.
         progress: whether to show a bar, on a terminal.
@@ -110,13 +114,17 @@ def run_needle(
             {
                 **origin(command),
                 "seed": seed,
-                "haystack": {"name": hay.name, "label": hay.label, "unique_share": _unique_share(asked[0])},
+                "haystack": {"name": hay.name, "label": hay.label, **_measured(asked[0])},
             },
         )
+        side = SideRows(store.out and store.out / "damage.jsonl")
         with contextlib.closing(store):
             for variant in chosen:
                 store.add_variant(variant.name, looked_at[variant.name])
             store.note_command(command, looked_at)
+            names = [variant.name for variant in chosen]
+            vocabulary = model.config.get_text_config(decoder=True).vocab_size
+            harm = Damage(side, asked[0], grid, names, vocabulary=vocabulary) if damage else None
             was_training = bool(getattr(model, "training", False))
             model.eval()
             try:
@@ -125,12 +133,15 @@ def run_needle(
                         work = _Work(
                             store, variant, trial, probes, grid, exact=exact, progress=progress, on_row=on_row
                         )
-                        work.run(model)
-                        _summarise(store)
+                        heard = harm.listener(variant.name) if harm is not None and trial == 0 else None
+                        work.run(model, heard)
+                        if harm is not None and heard is not None:
+                            harm.keep(variant.name, heard)
+                        _summarise(store, side)
             finally:
                 # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
                 model.train(was_training)
-                summary = _summarise(store)
+                summary = _summarise(store, side)
     if store.out is not None:
         _report(store.out)
     return summary
@@ -149,13 +160,13 @@ class _Work:
     progress: bool
     on_row: OnRow | None
 
-    def run(self, model: Any) -> None:
-        """Ask what has no row yet."""
+    def run(self, model: Any, listener: Listener | None = None) -> None:
+        """Ask what has no row yet; a listener hears the reading of the longest length."""
         pending = [probe for probe in self.probes if self._key(probe) not in self.store.rows]
         for probe in pending:
             if probe.reason is not None:
                 self._keep(probe, outcome="invalid", reason=probe.reason)
-        if all(probe.reason is not None for probe in pending):
+        if listener is None and all(probe.reason is not None for probe in pending):
             return
         with patched_as(model, self.variant):
             by_length, at_once = length_dependent(model), switches_rope(model)
@@ -172,10 +183,15 @@ class _Work:
                 for members in groups:
                     held = held_length(model, members[0].length) if by_length else contextlib.nullcontext()
                     with held:
-                        reader = Reader(model, chunk=members[-1].length if at_once else CHUNK, on_tokens=advance)
+                        reader = Reader(
+                            model,
+                            chunk=members[-1].length if at_once else CHUNK,
+                            on_tokens=advance,
+                            listener=listener if members is groups[-1] else None,
+                        )
                         # One at a time: a prompt of its own for every cell at once would fill the memory.
                         asked = [probe.afresh() for probe in members] if afresh else members
-                        self._ask(reader, asked, spent, stops)
+                        self._ask(reader, asked, spent, stops, through=listener is not None and members is groups[-1])
 
     def _ask(
         self,
@@ -183,6 +199,8 @@ class _Work:
         members: Sequence[Probe],
         spent: Mapping[tuple[int, float | None], int],
         stops: frozenset[int],
+        *,
+        through: bool,
     ) -> None:
         import torch
 
@@ -197,6 +215,7 @@ class _Work:
                 decode=codec.decode,
                 stops=stops,
                 one_sentence=self.grid.prompt.prefixed,
+                through=through,
             ):
                 probe, now = members[index], time.perf_counter()
                 self._keep(
@@ -273,9 +292,14 @@ def _settings(
     }
 
 
-def _unique_share(probes: Sequence[Probe]) -> float | None:
+def _measured(probes: Sequence[Probe]) -> dict[str, float | None]:
+    """Of the longest prompt the share of unique tokens, of all needles the words that they share with the question."""
     usable = [probe for probe in probes if probe.reason is None]
-    return round(unique_share(max((probe.prompt() for probe in usable), key=len)), 4) if usable else None
+    pairs = [literal_overlap(probe.needle.sentence, probe.needle.question) for probe in usable if probe.kind == "needle"]
+    return {
+        "unique_share": round(unique_share(max((probe.prompt() for probe in usable), key=len)), 4) if usable else None,
+        "overlap": round(sum(pairs) / len(pairs), 4) if pairs else None,
+    }
 
 
 def _python_call(variants: Sequence[Variant], grid: Grid, trials: int) -> str:
@@ -287,7 +311,7 @@ def _python_call(variants: Sequence[Variant], grid: Grid, trials: int) -> str:
     )
 
 
-def _summarise(store: RunStore) -> dict[str, Any]:
+def _summarise(store: RunStore, side: SideRows) -> dict[str, Any]:
     """The summary of what has been found so far; written to the run's folder, if it has one."""
     from .stats import summarise
 
@@ -310,6 +334,7 @@ def _summarise(store: RunStore) -> dict[str, Any]:
         "model": run["settings"]["model"],
         **{key: run[key] for key in keys},
         "variants": variants,
+        "damage": summarise_damage(side.rows.values(), variants=list(variants)),
     }
     if store.out is not None:
         write_json(store.out / "summary.json", summary)

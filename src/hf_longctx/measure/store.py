@@ -166,6 +166,29 @@ class RunStore:
             self._lock = None
 
 
+class SideRows:
+    """Rows of a run that answer no question, in a file of their own; whoever writes holds the run's folder.
+
+    Args:
+        path: the file; its folder exists once there is a row. None keeps everything in memory.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.rows: dict[Key, dict[str, Any]] = {row_key(row): row for row in (_read_rows(path) if path else ())}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, in place of an older one of the same key.
+
+        Args:
+            row: with the keys of `row_key`.
+        """
+        self.rows[row_key(row)] = row
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
 def _locked(out: Path) -> FileLock:
     """The folder for this process alone: two runs at once would ask everything twice. A killed process lets go."""
     from filelock import FileLock, Timeout
