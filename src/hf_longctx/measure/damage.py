@@ -72,7 +72,8 @@ def edges(lengths: Sequence[int]) -> list[int]:
 def draw_bins(probes: Sequence[Probe], grid: Grid, *, vocabulary: int) -> tuple[Bin, ...]:
     """Choose which tokens of a trial's text are predicted.
 
-    Tokens of the template and of needles are left out: their values are random, and no model predicts them.
+    Tokens of the template and of needles are left out: their values are random, and no model predicts them. So are
+    those that the prompt of the bin's length does not hold, where question and answer stand in their place.
 
     Args:
         probes: of one trial.
@@ -85,7 +86,7 @@ def draw_bins(probes: Sequence[Probe], grid: Grid, *, vocabulary: int) -> tuple[
     usable = [probe for probe in probes if probe.reason is None]
     if not usable:
         return ()
-    stop = usable[-1].at
+    texts = {probe.length: probe.at for probe in usable}
     barred = {
         place
         for probe in usable
@@ -95,7 +96,7 @@ def draw_bins(probes: Sequence[Probe], grid: Grid, *, vocabulary: int) -> tuple[
     first = max(len(grid.prompt.head), 1)
     ends = edges([length for length in grid.lengths if length <= usable[-1].length])
     allowed = [
-        [place for place in range(max(low, first), min(high, stop)) if place not in barred]
+        [place for place in range(max(low, first), min(high, texts.get(high, high))) if place not in barred]
         for low, high in zip(ends, ends[1:])
     ]
     most = max(1, min(TOKENS, MEMORY // (4 * vocabulary * len(allowed))))
