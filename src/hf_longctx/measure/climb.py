@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .effective import RULES, Climb, judge, summarise
 from .evaluate import Evaluation
-from .processes import here
 from .variants import Variant
 
 
@@ -33,7 +31,7 @@ def run_effective(
     `undecided` where it could not finish; started again in its folder with more it goes on.
 
     Args:
-        model: a Hugging Face causal LM; one that is patched is patched again in the same way afterwards.
+        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
         tokenizer: its tokenizer.
         tasks: names of tasks; a trial asks each once and its score is their mean.
         lengths: the ladder, in tokens; the shortest is the base of the rule `own`.
@@ -56,26 +54,23 @@ def run_effective(
     work = Evaluation(model, tokenizer, tasks=tasks, longest=climb.ladder[-1], **options)
     end = None if budget is None else clock() + budget
 
-    def effective(name: str) -> dict[str, Any]:
-        claimed = work.store.run["variants"][name]["claimed"]
-        return summarise(work.scores(name), climb, claimed, seed=work.seed)
+    def found() -> dict[str, Any]:
+        claimed = {variant.name: work.store.run["variants"][variant.name]["claimed"] for variant in work.variants}
+        return work.summary(
+            {name: summarise(work.scores(name), climb, limit, seed=work.seed) for name, limit in claimed.items()}
+        )
 
     with contextlib.closing(work):
         try:
             for index, variant in enumerate(work.variants):
-                # What to ask next depends on the answers so far, so several processes share out whole variants.
-                with work.claim(variant.name) as mine:
-                    if not mine:
-                        continue
-                    left = math.ceil((len(work.variants) - index) / here().count)
-                    until = None if end is None else clock() + (end - clock()) / left
-                    with work.as_variant(variant):
-                        _search(work, variant, climb, clock, until)
-                work.summary(effective)
-            work.store.wait()
+                left = len(work.variants) - index
+                until = None if end is None else clock() + (end - clock()) / left
+                with work.as_variant(variant):
+                    _search(work, variant, climb, clock, until)
+                found()
         finally:
             # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
-            summary = work.summary(effective)
+            summary = found()
     return summary
 
 

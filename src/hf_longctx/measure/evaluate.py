@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.hf.lengths import held_length, length_dependent
-
 from .environment import origin
 from .grid import check_lengths
 from .haystack import Haystack, open_haystack
-from .probe import CHUNK, Reader, ask, stop_ids
+from .probe import CHUNK, ask, stop_ids
 from .prompts import Codec
-from .store import SCHEMA, RunStore
-from .subject import as_loaded, identity, learned_positions, look_at, patched_as, switches_rope
-from .tally import numbers, pair, scores
+from .store import SCHEMA, RunStore, write_json
+from .subject import check_memory, identity, learned_positions, look_at, patched_as, reading
+from .tally import numbers, pair, scores, texts
 from .tasks import Prompt, TooShort, find
 from .variants import Variant, as_variants
 
@@ -33,12 +31,16 @@ _SEEDS = 1_000_000
 _EXCERPT_TOKENS = 40
 
 
+def prompt_seed(seed: int, trial: int) -> int:
+    """The seed of a trial's prompts, from the run's: the same for every variant and wherever they are asked."""
+    return seed * _SEEDS + trial
+
+
 class Evaluation:
     """Tasks, variants, and the rows that there are so far.
 
     Args:
-        model: a Hugging Face causal LM. One that is patched runs as the variant `as-loaded`, beside the model without
-            its patch as `stock`; until `close` it is without it.
+        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
         tokenizer: its tokenizer.
         tasks: names of tasks; a trial's score is the plain mean of theirs, as in RULER.
         longest: the longest length that will be asked, in tokens.
@@ -85,62 +87,48 @@ class Evaluation:
         for name in self.files:
             if find(name).files is None:
                 raise ValueError(f"files names the task {name!r}, which reads no file: leave it out")
+        self.variants = as_variants(variants, stock=stock)
         self.haystack = haystack if isinstance(haystack, Haystack) else open_haystack(haystack)
         self.seed, self.style, self.controls, self.on_row = seed, style, controls, on_row
         self._model, self._tokenizer, self._codec = model, tokenizer, Codec(tokenizer)
         self._positions = learned_positions(model)
+        check_memory(model, longest)
         # A missing file or an unusable style shows here, not after hours.
         for task in self.tasks:
             with contextlib.suppress(TooShort):
                 self.prompt(task.name, longest, 0)
-        with contextlib.ExitStack() as stack:
-            loaded = stack.enter_context(as_loaded(model))
-            self.variants = as_variants(variants, stock=stock, loaded=loaded)
-            looked_at = {variant.name: look_at(model, variant, longest=longest) for variant in self.variants}
-            settings = {
-                "kind": "tasks",
-                **identity(model, tokenizer, model_name),
-                "seed": seed,
-                "haystack": self.haystack.name,
-                "text": self.haystack.fingerprint,
-                "files": {name: _digest(path) for name, path in self.files.items()},
-                "style": style,
-                "chunk": CHUNK,
-            }
-            facts = {
-                **origin(command or f"hf_longctx.measure.evaluate, tasks {', '.join(self.names)}"),
-                "seed": seed,
-                "haystack": {"name": self.haystack.name, "label": self.haystack.label},
-            }
-            self.store = RunStore(Path(out) if out is not None else None, settings, facts)
-            stack.callback(self.store.close)
-            for variant in self.variants:
-                self.store.add_variant(variant.name, looked_at[variant.name])
-            self._open = stack.pop_all()
+        looked_at = {variant.name: look_at(model, variant) for variant in self.variants}
+        settings = {
+            "kind": "tasks",
+            **identity(model, tokenizer, model_name),
+            "seed": seed,
+            "haystack": self.haystack.name,
+            "text": self.haystack.fingerprint,
+            "files": {name: _digest(path) for name, path in self.files.items()},
+            "style": style,
+            "chunk": CHUNK,
+        }
+        facts = {
+            **origin(command or f"hf_longctx.measure.evaluate, tasks {', '.join(self.names)}"),
+            "seed": seed,
+            "haystack": {"name": self.haystack.name, "label": self.haystack.label},
+        }
+        self.store = RunStore(Path(out) if out is not None else None, settings, facts)
+        for variant in self.variants:
+            self.store.add_variant(variant.name, looked_at[variant.name])
         self._rows = {_place(row): row for row in self.store.rows.values()}
-
-    def close(self) -> None:
-        """Let go of the run's folder, and give the model back as it came."""
-        self._open.close()
 
     def prompt(self, task: str, length: int, trial: int, *, control: bool = False) -> Prompt:
         """The prompt of a trial, the same for every variant; the task draws its depth."""
         return find(task)(
             self._tokenizer,
             length,
-            self.seed * _SEEDS + trial,
+            prompt_seed(self.seed, trial),
             style=self.style,
             haystack=self.haystack,
             files=self.files.get(task),
             control=control,
         )
-
-    @contextlib.contextmanager
-    def claim(self, *cell: object) -> Iterator[bool]:
-        """Keep a cell from other processes, as `RunStore.claim`: what they have asked of it is not asked again."""
-        with self.store.claim(*cell) as mine:
-            self._rows.update((_place(row), row) for row in self.store.rows.values())
-            yield mine
 
     @contextlib.contextmanager
     def as_variant(self, variant: Variant) -> Iterator[None]:
@@ -175,22 +163,19 @@ class Evaluation:
         """Length to the score of each trial asked, by ascending length."""
         return scores(self._rows.values(), variant, self.names)
 
-    def summary(self, effective: Callable[[str], Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    def summary(self, effective: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """What has been found so far; written to the run's folder, if it has one.
 
         Args:
-            effective: gives for a variant's name what `effective.summarise` does.
+            effective: per variant what `effective.summarise` gives.
 
         Returns:
             The summary, as in `summary.json`.
         """
-        return self.store.write_summary(lambda: self._summary(effective))
-
-    def _summary(self, effective: Callable[[str], Mapping[str, Any]] | None) -> dict[str, Any]:
-        self._rows.update((_place(row), row) for row in self.store.rows.values())
-        run, rows, first = self.store.run, list(self._rows.values()), self.variants[0].name
+        run = self.store.run
+        rows, first = list(self._rows.values()), self.variants[0].name
         keys = ("command", "seed", "settings", "versions", "hardware", "haystack", "started")
-        return {
+        summary = {
             "schema": SCHEMA,
             "model": run["settings"]["model"],
             **{key: run[key] for key in keys},
@@ -198,13 +183,21 @@ class Evaluation:
             "variants": {
                 variant.name: {
                     **run["variants"][variant.name],
-                    "effective": dict(effective(variant.name)) if effective else {},
+                    "effective": dict((effective or {}).get(variant.name, {})),
                     **numbers(rows, variant.name, self.names),
                 }
                 for variant in self.variants
             },
+            "text": texts(rows),
             "paired": [pair(rows, first, one.name, self.names, seed=self.seed) for one in self.variants[1:]],
         }
+        if self.store.out is not None:
+            write_json(self.store.out / "summary.json", summary)
+        return summary
+
+    def close(self) -> None:
+        """Let go of the run's folder; until then no other process can write there."""
+        self.store.close()
 
     # ------------------------------------------------------------------ one prompt
 
@@ -250,19 +243,15 @@ class Evaluation:
     def _answer(self, prompt: Prompt) -> dict[str, Any]:
         import torch
 
-        model = self._model
-        by_length, at_once = length_dependent(model), switches_rope(model)
-        reader = Reader(model, chunk=prompt.length if at_once else CHUNK)
-        held = held_length(model, prompt.length) if by_length else contextlib.nullcontext()
         try:
-            with held:
+            with reading(self._model, prompt.length) as reader:
                 # Substrings that are found stay found: once the score is full, nothing more can change it.
                 reply = ask(
                     reader,
                     prompt.ids,
                     limit=prompt.budget,
                     decode=self._codec.decode,
-                    stops=stop_ids(model, self._tokenizer),
+                    stops=stop_ids(self._model, self._tokenizer),
                     done=lambda said: prompt.score(said) == 1.0,
                 )
         except torch.OutOfMemoryError:
@@ -297,7 +286,7 @@ def run_tasks(
     """Ask every task at every length, `trials` times, of every variant.
 
     Args:
-        model: a Hugging Face causal LM; one that is patched is patched again in the same way afterwards.
+        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
         tokenizer: its tokenizer.
         tasks: names of tasks.
         lengths: target lengths in tokens.
@@ -318,12 +307,9 @@ def run_tasks(
         try:
             for variant in work.variants:
                 with work.as_variant(variant):
-                    for trial in range(trials):
-                        with work.claim(variant.name, trial) as mine:
-                            for length in sorted(set(lengths)) if mine else ():
-                                work.ask(variant, length, trial)
-                work.summary()
-            work.store.wait()
+                    for length in sorted(set(lengths)):
+                        for trial in range(trials):
+                            work.ask(variant, length, trial)
         finally:
             summary = work.summary()
     return summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import sys
 import time
@@ -106,7 +105,8 @@ def run_needle(
     asked = {trial: grid.probes(trial) for trial in range(trials)}
     with as_loaded(model) as loaded:
         chosen = as_variants(variants, stock=stock, loaded=loaded)
-        looked_at = {variant.name: look_at(model, variant, longest=max(grid.lengths)) for variant in chosen}
+        check_memory(model, max(grid.lengths), chosen)
+        looked_at = {variant.name: look_at(model, variant) for variant in chosen}
         command = command or _python_call(chosen, grid, trials)
         store = RunStore(
             Path(out) if out is not None else None,
@@ -336,6 +336,8 @@ def _summarise(store: RunStore, side: SideRows) -> dict[str, Any]:
         "variants": variants,
         "damage": summarise_damage(side.rows.values(), variants=list(variants)),
     }
+    if store.out is not None:
+        write_json(store.out / "summary.json", summary)
     return summary
 
 

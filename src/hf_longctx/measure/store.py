@@ -154,9 +154,7 @@ class RunStore:
             return
         if self._file is None:
             self._file = os.open(self.out / self._rows_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        os.write(self._file, line)
-        self._read[self._rows_name] = self._read.get(self._rows_name, 0) + len(line)
+        os.write(self._file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
 
     def close(self) -> None:
         """Let go of the folder: another process may go on with the run."""

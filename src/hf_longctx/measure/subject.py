@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hf_longctx.hf.lengths import length_dependent
+from hf_longctx.hf.lengths import held_length, length_dependent
 
 from .environment import free_memory
-from .variants import AS_LOADED, Variant
+from .probe import CHUNK, Reader
+from .variants import AS_LOADED, STOCK, Variant
 
 
 def patched_as(model: Any, variant: Variant) -> contextlib.AbstractContextManager[Any]:
@@ -60,45 +61,30 @@ def as_loaded(model: Any) -> Iterator[Variant | None]:
         patch(model, **plan)
 
 
-def look_at(model: Any, variant: Variant, *, longest: int | None = None) -> dict[str, Any]:
+def look_at(model: Any, variant: Variant) -> dict[str, Any]:
     """What a variant is, by patching once: a definition that cannot work fails here, before anything has run.
 
     Args:
-        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
+        model: a Hugging Face causal LM, not patched.
         variant: what to make of it.
-        longest: the longest prompt that it will read, in tokens; None where memory is no matter.
 
     Returns:
         `definition`, `claimed` (tokens, from the variant's own config), `plan` (what `describe` gives), `dispatched`
         (transformers' attention implementation, and the backend of each pattern) and `per_length` (whether no length
         can be read on to the next).
-
-    Raises:
-        ValueError: for a definition that cannot work on this model, or a longest prompt whose cache alone does not
-            fit in free memory.
     """
     from hf_longctx import describe
 
     with patched_as(model, variant):
-        description = describe(model)
-        plan = description.to_dict()
+        plan = describe(model).to_dict()
         config = model.config.get_text_config(decoder=True)
-        facts = {
+        return {
             "definition": variant.definition(),
             "claimed": getattr(config, "max_position_embeddings", None),
             "plan": plan,
             "dispatched": {"implementation": config._attn_implementation, **_backends(plan)},
             "per_length": length_dependent(model) or switches_rope(model),
         }
-        need = 0 if longest is None else description.cache_bytes(longest)
-    free = None if longest is None else free_memory(str(model.device))
-    if free is not None and need > free:
-        raise ValueError(
-            f"lengths: {longest} tokens need {need / 2**30:.1f} GiB of keys and values under {variant.name!r}, and "
-            f"{free / 2**30:.1f} GiB are free: choose shorter lengths, a pattern that drops keys, a smaller dtype "
-            "or a larger machine"
-        )
-    return facts
 
 
 def switches_rope(model: Any) -> bool:
@@ -117,6 +103,22 @@ def switches_rope(model: Any) -> bool:
     nested = [value for value in given.values() if isinstance(value, dict)]
     kinds = {parameters.get("rope_type") for parameters in (nested or [given])}
     return not length_dependent(model) and bool(kinds & {"dynamic", "longrope"})
+
+
+@contextlib.contextmanager
+def reading(model: Any, length: int) -> Iterator[Reader]:
+    """A reader for one prompt that shares nothing, whatever the model's RoPE does with its length.
+
+    Args:
+        model: a Hugging Face causal LM, patched or not.
+        length: tokens of the prompt and its answer.
+
+    Yields:
+        A reader that has read nothing.
+    """
+    held = held_length(model, length) if length_dependent(model) else contextlib.nullcontext()
+    with held:
+        yield Reader(model, chunk=length if switches_rope(model) else CHUNK)
 
 
 def identity(model: Any, tokenizer: Any, name: str | None) -> dict[str, Any]:
@@ -153,6 +155,32 @@ def learned_positions(model: Any) -> int | None:
         if isinstance(part, torch.nn.Embedding) and ("wpe" in name or "position" in name):
             return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return None
+
+
+def check_memory(model: Any, length: int, variants: Iterable[Variant] = ()) -> None:
+    """Refuse a length at which the cache of a variant alone does not fit in free memory.
+
+    Args:
+        model: a Hugging Face causal LM, not patched. Unchanged afterwards.
+        length: tokens.
+        variants: what will run; a variant that drops keys needs less than the model as it is. None given: the model
+            as it is.
+
+    Raises:
+        ValueError: if one does not fit.
+    """
+    from hf_longctx import describe
+
+    free = free_memory(str(model.device))
+    for variant in tuple(variants) or (Variant(STOCK),):
+        with patched_as(model, variant):
+            need = describe(model).cache_bytes(length)
+        if free is not None and need > free:
+            raise ValueError(
+                f"lengths: {length} tokens need {need / 2**30:.1f} GiB of keys and values under {variant.name!r}, and "
+                f"{free / 2**30:.1f} GiB are free: choose shorter lengths, a pattern that drops keys, a smaller dtype "
+                "or a larger machine"
+            )
 
 
 def _backends(plan: Mapping[str, Any]) -> dict[str, str]:
