@@ -221,7 +221,9 @@ def test_a_listener_takes_what_it_is_given_in_any_pieces():
 
     whole = listen(50)
     expected = torch.nn.functional.cross_entropy(
-        logits[[place - 1 for place in places]].double(), torch.tensor([ids[place] for place in places]), reduction="none"
+        logits[[place - 1 for place in places]].double(),
+        torch.tensor([ids[place] for place in places]),
+        reduction="none",
     )
     assert whole.nll == pytest.approx(expected.tolist())
     assert torch.equal(whole.kept, logits[[place - 1 for place in places]])
@@ -231,7 +233,7 @@ def test_a_listener_takes_what_it_is_given_in_any_pieces():
 
 
 def test_intervals_hold_the_mean_of_all_tokens_as_often_as_they_say():
-    """Many samples from one known population: the interval of the sampled mean covers the true mean about 95 in 100."""
+    """Many samples of one known population: the interval holds the true mean about 95 times in 100."""
     torch.manual_seed(0)
     population = torch.distributions.Gamma(1.5, 0.6).sample((4000,))
     truth, held = math.exp(population.mean()), 0

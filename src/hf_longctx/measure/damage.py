@@ -258,9 +258,10 @@ def summarise_damage(rows: Iterable[Mapping[str, Any]], *, variants: Sequence[st
         `same` (share of tokens whose likeliest prediction is stock's), `ratio` (perplexity over stock's on the same
         tokens), and `low` and `high` ends of the interval as `perplexity_low`, `kl_low`, `ratio_low` and so on.
 
-    >>> row = {"variant": "stock", "start": 0, "stop": 1024, "nll": [1.0, 1.0], "kl": None, "same": None, "places": [3, 9]}
-    >>> summarise_damage([row], variants=["stock"])["stock"][0]["tokens"]
-    2
+    >>> row = {"variant": "stock", "start": 0, "stop": 1024, "places": [3, 9], "nll": [1.0, 1.0], "kl": None, "same": None}
+    >>> part = summarise_damage([row], variants=["stock"])["stock"][0]
+    >>> part["tokens"], round(part["perplexity"], 3), part["kl"]
+    (2, 2.718, None)
     """
     import math
 
@@ -281,9 +282,8 @@ def summarise_damage(rows: Iterable[Mapping[str, Any]], *, variants: Sequence[st
             entry |= dict(zip(("kl", "kl_low", "kl_high"), kl))
             entry["same"] = None if row["same"] is None else sum(row["same"]) / len(row["same"])
             base = stock.get(row["stop"])
-            paired = base is not None and name != STOCK and base["places"] == row["places"]
             ratio: Sequence[float | None] = (None, None, None)
-            if paired:
+            if base is not None and name != STOCK and base["places"] == row["places"]:
                 ratio = [math.exp(value) for value in _mean([a - b for a, b in zip(row["nll"], base["nll"])])]
             entry |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratio))
             found[name].append(entry)

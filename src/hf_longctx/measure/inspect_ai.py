@@ -3,10 +3,10 @@
     inspect eval hf_longctx/niah_single_2 --model openai/gpt-4o -T tokenizer=PATH -T length=8k
     inspect eval hf_longctx/variable_tracking --model hf_longctx/demo -M rope=yarn:2 -T tokenizer=demo -T length=12k
 
-A task is made by our generator and scored by our scorer: the same seed gives the same text as `hf-longctx` asks in the
-style `base`, one user's message that ends with the answer's beginning. Its length counts that text in tokens of the
-given tokenizer and the answer's budget; a chat template comes on top, so leave room for it. The model `hf_longctx/NAME`
-is loaded, patched, and asked greedily; a prompt that does not fit raises and is never cut.
+A task is made by our generator and scored by our scorer: the same seed gives the same text as `hf-longctx` asks in
+the style `base`, one user's message that ends with the answer's beginning. Its length counts that text in tokens of
+the given tokenizer and the answer's budget; a chat template comes on top, so leave room for it. The model
+`hf_longctx/NAME` is loaded, patched, and asked greedily; a prompt that does not fit raises and is never cut.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ANSWER = 256
 """Most tokens of an answer where the caller names no number."""
 
 
-@scorer(metrics=[mean(), stderr()], name="longctx_score")
+@scorer(metrics=[mean(), stderr()], name="longctx_score")  # type: ignore[untyped-decorator]
 def longctx_score() -> Scorer:
     """The task's own rule: the share of the expected strings, or any of them, case aside (see `tasks.scoring`).
 

@@ -295,7 +295,9 @@ def _settings(
 def _measured(probes: Sequence[Probe]) -> dict[str, float | None]:
     """Of the longest prompt the share of unique tokens, of all needles the words that they share with the question."""
     usable = [probe for probe in probes if probe.reason is None]
-    pairs = [literal_overlap(probe.needle.sentence, probe.needle.question) for probe in usable if probe.kind == "needle"]
+    pairs = [
+        literal_overlap(probe.needle.sentence, probe.needle.question) for probe in usable if probe.kind == "needle"
+    ]
     return {
         "unique_share": round(unique_share(max((probe.prompt() for probe in usable), key=len)), 4) if usable else None,
         "overlap": round(sum(pairs) / len(pairs), 4) if pairs else None,

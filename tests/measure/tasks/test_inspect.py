@@ -60,12 +60,13 @@ def test_every_task_is_there_with_the_generator_s_text(ours, folder, tokenizer, 
 
 
 def test_scores_are_ours(ours, folder, run):
-    from inspect_ai.model import ModelOutput, get_model
+    from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
     task = ours.variable_tracking(tokenizer=folder, length=900, samples=3)
     expected = [list(sample.target) for sample in task.dataset]
     said = [" ".join(expected[0]), expected[1][0].lower(), "none"]
-    outputs = [ModelOutput.from_content("mockllm", text) for text in said]
+    # Without its own usage the mock model counts tokens with a vocabulary that it downloads.
+    outputs = [ModelOutput.from_content("mockllm", text).model_copy(update={"usage": ModelUsage()}) for text in said]
     log = run(task, get_model("mockllm/model", custom_outputs=outputs))
     assert [sample.scores["longctx_score"].value for sample in log.samples] == [1.0, 0.2, 0.0]
     assert log.results.scores[0].metrics["mean"].value == pytest.approx(0.4)
