@@ -11,7 +11,7 @@ from hf_longctx import patched
 from hf_longctx.hf.lengths import held_length
 from hf_longctx.measure import damage as module
 from hf_longctx.measure import needle, run_needle
-from hf_longctx.measure.damage import Listener, draw_bins, edges, summarise_damage
+from hf_longctx.measure.damage import Listener, damage_lines, draw_bins, edges, summarise_damage
 
 SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}
 WINDOW = "window: attention=window:8+global:4"
@@ -257,3 +257,17 @@ def test_figures_are_worked_out_from_the_rows():
     assert (part["kl"], part["same"], part["tokens"]) == (pytest.approx(0.2), 0.5, 2)
     assert part["ratio"] == pytest.approx(math.exp(0.5))
     assert part["kl_low"] <= part["kl"] <= part["kl_high"]
+
+
+def test_a_model_that_breaks_is_said_to_be_broken():
+    base = {"start": 0, "stop": 1024, "places": [1, 2], "same": [0, 0]}
+    rows = [
+        {"variant": "stock", "nll": [1.0, 2.0], "kl": None, **base},
+        {"variant": "broken", "nll": [1.0, None], "kl": [0.5, None], **base},
+        {"variant": "far", "nll": [900.0, 900.0], "kl": [800.0, 800.0], **base},
+    ]
+    found = summarise_damage(rows, variants=["stock", "broken", "far"])
+    assert [found["broken"][0][key] for key in ("perplexity", "kl", "ratio", "kl_low")] == [None] * 4
+    assert [found["far"][0][key] for key in ("perplexity", "kl", "ratio")] == [None, 800.0, None]
+    assert damage_lines(found)[1:] == ["broken: perplexity not finite to 1K", "far: perplexity not finite to 1K"]
+    json.dumps(found, allow_nan=False)

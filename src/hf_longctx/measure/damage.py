@@ -7,6 +7,7 @@ second time. The stock model runs first and its logits are kept; each variant is
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -224,8 +225,8 @@ class Damage:
                     "start": one.start,
                     "stop": one.stop,
                     "places": list(one.places),
-                    "nll": [round(value, 6) for value in heard.nll[span]] if whole else [],
-                    "kl": [round(value, 9) for value in heard.kl[span]] if compared else None,
+                    "nll": _rounded(heard.nll[span], 6) if whole else [],
+                    "kl": _rounded(heard.kl[span], 9) if compared else None,
                     "same": heard.same[span] if compared else None,
                 }
             )
@@ -256,15 +257,14 @@ def summarise_damage(rows: Iterable[Mapping[str, Any]], *, variants: Sequence[st
         Per variant a list by ascending position: `start`, `stop` (tokens), `tokens` (predicted), `perplexity`, `kl`
         (mean of KL(stock || variant) in nats, Kullback and Leibler 1951; None for stock),
         `same` (share of tokens whose likeliest prediction is stock's), `ratio` (perplexity over stock's on the same
-        tokens), and `low` and `high` ends of the interval as `perplexity_low`, `kl_low`, `ratio_low` and so on.
+        tokens), and the ends of their intervals as `perplexity_low`, `perplexity_high`, `kl_low` and so on. A figure
+        is None where a logit was not finite.
 
-    >>> row = {"variant": "stock", "start": 0, "stop": 1024, "places": [3, 9], "nll": [1.0, 1.0], "kl": None, "same": None}
-    >>> part = summarise_damage([row], variants=["stock"])["stock"][0]
+    >>> row = {"variant": "stock", "start": 0, "stop": 1024, "places": [3, 9], "nll": [1.0, 1.0]}
+    >>> part = summarise_damage([row | {"kl": None, "same": None}], variants=["stock"])["stock"][0]
     >>> part["tokens"], round(part["perplexity"], 3), part["kl"]
     (2, 2.718, None)
     """
-    import math
-
     found: dict[str, list[dict[str, Any]]] = {}
     given = [row for row in rows if row["nll"]]
     stock = {row["stop"]: row for row in given if row["variant"] == STOCK}
@@ -272,20 +272,15 @@ def summarise_damage(rows: Iterable[Mapping[str, Any]], *, variants: Sequence[st
         found[name] = []
         for row in sorted((row for row in given if row["variant"] == name), key=lambda row: row["stop"]):
             entry: dict[str, Any] = {"start": row["start"], "stop": row["stop"], "tokens": len(row["nll"])}
-            mean, low, high = _mean(row["nll"])
-            entry |= {
-                "perplexity": math.exp(mean),
-                "perplexity_low": math.exp(low),
-                "perplexity_high": math.exp(high),
-            }
-            kl = (None, None, None) if row["kl"] is None else _mean(row["kl"])
-            entry |= dict(zip(("kl", "kl_low", "kl_high"), kl))
+            entry |= _figure("perplexity", _mean(row["nll"]), exponent=True)
+            entry |= _figure("kl", _mean(row["kl"]))
             entry["same"] = None if row["same"] is None else sum(row["same"]) / len(row["same"])
             base = stock.get(row["stop"])
-            ratio: Sequence[float | None] = (None, None, None)
+            differences = None
             if base is not None and name != STOCK and base["places"] == row["places"]:
-                ratio = [math.exp(value) for value in _mean([a - b for a, b in zip(row["nll"], base["nll"])])]
-            entry |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratio))
+                pairs = zip(row["nll"], base["nll"])
+                differences = [None if a is None or b is None else a - b for a, b in pairs]
+            entry |= _figure("ratio", _mean(differences), exponent=True)
             found[name].append(entry)
     return found
 
@@ -309,19 +304,39 @@ def damage_lines(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     for name, parts in found.items():
         if not parts:
             continue
-        if parts[0]["kl"] is None:
-            figures = [f"{part['perplexity']:.3g} to {length_label(part['stop'])}" for part in parts]
+        compared = [part for part in parts if part["ratio"] is not None]
+        if not compared:
+            figures = [f"{_text(part['perplexity'], '.3g')} to {length_label(part['stop'])}" for part in parts]
             said.append(f"{name}: perplexity {', '.join(figures)}")
             continue
-        compared = [part for part in parts if part["kl"] is not None]
-        figures = [f"{part['kl']:.2g} to {length_label(part['stop'])}" for part in compared]
+        figures = [f"{_text(part['kl'], '.2g')} to {length_label(part['stop'])}" for part in compared]
         ratios = [f"x{part['ratio']:.2f}" for part in compared]
         said.append(f"{name}: KL to stock {', '.join(figures)}; perplexity {', '.join(ratios)}")
     return said
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float, float]:
+def _text(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
+
+
+def _rounded(values: Sequence[float], places: int) -> list[float | None]:
+    """As JSON holds them: what is not finite becomes null."""
+    return [round(value, places) if math.isfinite(value) else None for value in values]
+
+
+def _figure(name: str, found: tuple[float, float, float] | None, *, exponent: bool = False) -> dict[str, float | None]:
+    values: Sequence[float | None] = (None, None, None) if found is None else found
+    if exponent:
+        # e^700 is about the largest float; past it a perplexity says no more than "broken".
+        values = [math.exp(value) if value is not None and value < 700 else None for value in values]
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values))
+
+
+def _mean(values: Sequence[float | None] | None) -> tuple[float, float, float] | None:
     from .paired import bootstrap_difference
 
-    mean, low, high = bootstrap_difference(values, draws=_DRAWS)
-    return (mean, mean, mean) if len(values) < 2 else (mean, low, high)
+    given = [value for value in values or () if value is not None]
+    if not given or len(given) < len(values or ()):
+        return None
+    mean, low, high = bootstrap_difference(given, draws=_DRAWS)
+    return (mean, mean, mean) if len(given) < 2 else (mean, low, high)
