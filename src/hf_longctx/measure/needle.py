@@ -182,16 +182,13 @@ class _Work:
             with self._bar(total) as advance:
                 for members in groups:
                     held = held_length(model, members[0].length) if by_length else contextlib.nullcontext()
+                    heard = listener if members is groups[-1] else None
+                    chunk = members[-1].length if at_once else CHUNK
                     with held:
-                        reader = Reader(
-                            model,
-                            chunk=members[-1].length if at_once else CHUNK,
-                            on_tokens=advance,
-                            listener=listener if members is groups[-1] else None,
-                        )
+                        reader = Reader(model, chunk=chunk, on_tokens=advance, listener=heard)
                         # One at a time: a prompt of its own for every cell at once would fill the memory.
                         asked = [probe.afresh() for probe in members] if afresh else members
-                        self._ask(reader, asked, spent, stops, through=listener is not None and members is groups[-1])
+                        self._ask(reader, asked, spent, stops, through=heard is not None)
 
     def _ask(
         self,
