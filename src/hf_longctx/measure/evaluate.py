@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.hf.lengths import held_length, length_dependent
-
 from .environment import origin
 from .grid import check_lengths
 from .haystack import Haystack, open_haystack
-from .probe import CHUNK, Reader, ask, stop_ids
+from .probe import CHUNK, ask, stop_ids
 from .prompts import Codec
 from .store import SCHEMA, RunStore
-from .subject import as_loaded, identity, learned_positions, look_at, patched_as, switches_rope
-from .tally import numbers, pair, scores
+from .subject import as_loaded, identity, learned_positions, look_at, patched_as, reading
+from .tally import numbers, pair, scores, texts
 from .tasks import Prompt, TooShort, find
 from .variants import Variant, as_variants
 
@@ -31,6 +29,11 @@ OnRow = Callable[[dict[str, Any]], None]
 _SEEDS = 1_000_000
 """Trials of one seed; runs with neighbouring seeds share no prompt."""
 _EXCERPT_TOKENS = 40
+
+
+def prompt_seed(seed: int, trial: int) -> int:
+    """The seed of a trial's prompts, from the run's: the same for every variant and wherever they are asked."""
+    return seed * _SEEDS + trial
 
 
 class Evaluation:
@@ -130,7 +133,7 @@ class Evaluation:
         return find(task)(
             self._tokenizer,
             length,
-            self.seed * _SEEDS + trial,
+            prompt_seed(self.seed, trial),
             style=self.style,
             haystack=self.haystack,
             files=self.files.get(task),
@@ -205,6 +208,7 @@ class Evaluation:
                 }
                 for variant in self.variants
             },
+            "text": texts(rows),
             "paired": [pair(rows, first, one.name, self.names, seed=self.seed) for one in self.variants[1:]],
         }
 
@@ -252,19 +256,15 @@ class Evaluation:
     def _answer(self, prompt: Prompt) -> dict[str, Any]:
         import torch
 
-        model = self._model
-        by_length, at_once = length_dependent(model), switches_rope(model)
-        reader = Reader(model, chunk=prompt.length if at_once else CHUNK)
-        held = held_length(model, prompt.length) if by_length else contextlib.nullcontext()
         try:
-            with held:
+            with reading(self._model, prompt.length) as reader:
                 # Substrings that are found stay found: once the score is full, nothing more can change it.
                 reply = ask(
                     reader,
                     prompt.ids,
                     limit=prompt.budget,
                     decode=self._codec.decode,
-                    stops=stop_ids(model, self._tokenizer),
+                    stops=stop_ids(self._model, self._tokenizer),
                     done=lambda said: prompt.score(said) == 1.0,
                 )
         except torch.OutOfMemoryError:

@@ -14,13 +14,16 @@ from typing import Any
 
 from hf_longctx.hf.lengths import held_length, length_dependent
 
+from .damage import Damage, Listener, summarise_damage
 from .environment import origin
 from .grid import Grid, Probe, build_grid, group, spent_tokens
 from .haystack import Haystack, open_haystack, unique_share
 from .needles import is_hit
+from .overlap import literal_overlap
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
 from .processes import here
+from .side_rows import SideRows
 from .store import SCHEMA, RunStore
 from .subject import as_loaded, identity, learned_positions, look_at, patched_as, switches_rope
 from .variants import Variant, as_variants
@@ -44,6 +47,7 @@ def run_needle(
     needles: str = "shared",
     style: str = "prefix",
     exact: bool = False,
+    damage: bool = True,
     out: str | Path | None = None,
     stock: bool = True,
     progress: bool = True,
@@ -72,6 +76,7 @@ def run_needle(
         needles: `shared`, or `single` for one needle a context.
         style: `prefix`, `chat` or `base`.
         exact: read every prompt afresh; slow, and gives the same answers.
+        damage: whether the reading also tells perplexity and KL against stock by position (see `measure.damage`).
         out: the run's folder. A run that was stopped goes on there; None keeps nothing.
         stock: whether the untouched model runs first.
         progress: whether to show a bar, on a terminal.
@@ -111,13 +116,18 @@ def run_needle(
             {
                 **origin(command),
                 "seed": seed,
-                "haystack": {"name": hay.name, "label": hay.label, "unique_share": _unique_share(asked[0])},
+                "haystack": {"name": hay.name, "label": hay.label, **_measured(asked[0])},
             },
         )
+        side = SideRows(store.out and store.out / "damage.jsonl")
         with contextlib.closing(store):
             for variant in chosen:
                 store.add_variant(variant.name, looked_at[variant.name])
             store.note_command(command, looked_at)
+            names = [variant.name for variant in chosen]
+            vocabulary = model.config.get_text_config(decoder=True).vocab_size
+            harm = Damage(side, asked[0], grid, names, vocabulary=vocabulary) if damage else None
+            alone = here().count == 1
             was_training = bool(getattr(model, "training", False))
             model.eval()
             try:
@@ -128,13 +138,24 @@ def run_needle(
                         work = _Work(
                             store, variant, trial, asked[trial], grid, exact=exact, progress=progress, on_row=on_row
                         )
-                        work.run(model)
-                    _summarise(store)
+                        heard = harm.listener(variant.name) if harm is not None and trial == 0 and alone else None
+                        work.run(model, heard)
+                        if harm is not None and heard is not None:
+                            harm.keep(variant.name, heard)
+                    _summarise(store, side)
                 store.wait()
+                if harm is not None and not alone and here().main:
+                    # Whoever read stock may not have read the others: one process listens to all of them again.
+                    for variant in chosen:
+                        if (heard := harm.listener(variant.name)) is not None:
+                            _Work(
+                                store, variant, 0, asked[0], grid, exact=exact, progress=progress, on_row=on_row
+                            ).run(model, heard)
+                            harm.keep(variant.name, heard)
             finally:
                 # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
                 model.train(was_training)
-                summary = _summarise(store)
+                summary = _summarise(store, side)
     if store.out is not None and here().main:
         from .report import attempt
 
@@ -155,13 +176,13 @@ class _Work:
     progress: bool
     on_row: OnRow | None
 
-    def run(self, model: Any) -> None:
-        """Ask what has no row yet."""
+    def run(self, model: Any, listener: Listener | None = None) -> None:
+        """Ask what has no row yet; a listener hears the reading of the longest length."""
         pending = [probe for probe in self.probes if self._key(probe) not in self.store.rows]
         for probe in pending:
             if probe.reason is not None:
                 self._keep(probe, outcome="invalid", reason=probe.reason)
-        if all(probe.reason is not None for probe in pending):
+        if listener is None and all(probe.reason is not None for probe in pending):
             return
         with patched_as(model, self.variant):
             by_length, at_once = length_dependent(model), switches_rope(model)
@@ -177,11 +198,13 @@ class _Work:
             with self._bar(total) as advance:
                 for members in groups:
                     held = held_length(model, members[0].length) if by_length else contextlib.nullcontext()
+                    heard = listener if members is groups[-1] else None
+                    chunk = members[-1].length if at_once else CHUNK
                     with held:
-                        reader = Reader(model, chunk=members[-1].length if at_once else CHUNK, on_tokens=advance)
+                        reader = Reader(model, chunk=chunk, on_tokens=advance, listener=heard)
                         # One at a time: a prompt of its own for every cell at once would fill the memory.
                         asked = [probe.afresh() for probe in members] if afresh else members
-                        self._ask(reader, asked, spent, stops)
+                        self._ask(reader, asked, spent, stops, through=heard is not None)
 
     def _ask(
         self,
@@ -189,6 +212,8 @@ class _Work:
         members: Sequence[Probe],
         spent: Mapping[tuple[int, float | None], int],
         stops: frozenset[int],
+        *,
+        through: bool,
     ) -> None:
         import torch
 
@@ -203,6 +228,7 @@ class _Work:
                 decode=codec.decode,
                 stops=stops,
                 one_sentence=self.grid.prompt.prefixed,
+                through=through,
             ):
                 probe, now = members[index], time.perf_counter()
                 self._keep(
@@ -279,9 +305,16 @@ def _settings(
     }
 
 
-def _unique_share(probes: Sequence[Probe]) -> float | None:
+def _measured(probes: Sequence[Probe]) -> dict[str, float | None]:
+    """Of the longest prompt the share of unique tokens, of all needles the words that they share with the question."""
     usable = [probe for probe in probes if probe.reason is None]
-    return round(unique_share(max((probe.prompt() for probe in usable), key=len)), 4) if usable else None
+    pairs = [
+        literal_overlap(probe.needle.sentence, probe.needle.question) for probe in usable if probe.kind == "needle"
+    ]
+    return {
+        "unique_share": round(unique_share(max((probe.prompt() for probe in usable), key=len)), 4) if usable else None,
+        "overlap": round(sum(pairs) / len(pairs), 4) if pairs else None,
+    }
 
 
 def _python_call(variants: Sequence[Variant], grid: Grid, trials: int) -> str:
@@ -293,14 +326,15 @@ def _python_call(variants: Sequence[Variant], grid: Grid, trials: int) -> str:
     )
 
 
-def _summarise(store: RunStore) -> dict[str, Any]:
+def _summarise(store: RunStore, side: SideRows) -> dict[str, Any]:
     """The summary of what has been found so far; written to the run's folder, if it has one."""
-    return store.write_summary(lambda: _summary(store))
+    return store.write_summary(lambda: _summary(store, side))
 
 
-def _summary(store: RunStore) -> dict[str, Any]:
+def _summary(store: RunStore, side: SideRows) -> dict[str, Any]:
     from .stats import summarise
 
+    side.refresh()
     run = store.run
     rows = list(store.rows.values())
     found = summarise(rows, claimed={name: facts["claimed"] for name, facts in run["variants"].items()})
@@ -320,4 +354,5 @@ def _summary(store: RunStore) -> dict[str, Any]:
         "model": run["settings"]["model"],
         **{key: run[key] for key in keys},
         "variants": variants,
+        "damage": summarise_damage(side.rows.values(), variants=list(variants)),
     }

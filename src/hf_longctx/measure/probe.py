@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from .damage import Listener
+
 CHUNK = 2048
 """Tokens of one forward call while reading."""
 
@@ -44,12 +46,21 @@ class Reader:
         model: a Hugging Face causal LM, patched or not.
         chunk: tokens of one forward call.
         on_tokens: called with the number of tokens after each call.
+        listener: takes the logits of chosen tokens on the way; forks have none.
     """
 
-    def __init__(self, model: Any, *, chunk: int = CHUNK, on_tokens: Callable[[int], object] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        chunk: int = CHUNK,
+        on_tokens: Callable[[int], object] | None = None,
+        listener: Listener | None = None,
+    ) -> None:
         self._model = model
         self._chunk = chunk
         self.on_tokens = on_tokens
+        self._listener = listener
         self._cache: Any = None
         self.position = 0
 
@@ -67,7 +78,9 @@ class Reader:
         logits = None
         for start in range(0, len(ids), self._chunk):
             piece = torch.tensor([list(ids[start : start + self._chunk])], device=self._model.device)
-            places = torch.arange(self.position, self.position + piece.shape[1], device=piece.device)[None]
+            count = piece.shape[1]
+            places = torch.arange(self.position, self.position + count, device=piece.device)[None]
+            wanted = self._listener.wanted(self.position, count) if self._listener is not None else []
             with torch.no_grad():
                 # The model builds its own cache at the first call, so a patched model gets the layers it needs.
                 out = self._model(
@@ -75,13 +88,15 @@ class Reader:
                     position_ids=places,
                     past_key_values=self._cache,
                     use_cache=True,
-                    logits_to_keep=1,
+                    logits_to_keep=torch.tensor([*wanted, count - 1]) if wanted else 1,
                 )
             self._cache = out.past_key_values
-            self.position += piece.shape[1]
+            self.position += count
             logits = out.logits[0, -1]
+            if self._listener is not None and wanted:
+                self._listener.hear(out.logits[0, :-1])
             if self.on_tokens is not None:
-                self.on_tokens(piece.shape[1])
+                self.on_tokens(count)
         return logits
 
     def fork(self) -> Reader:
@@ -211,11 +226,12 @@ def ask_all(
     decode: Callable[[Iterable[int]], str],
     stops: frozenset[int],
     one_sentence: bool,
+    through: bool = False,
 ) -> Iterator[tuple[int, Reply]]:
     """Read a trunk and ask at each branch.
 
     The reading stops at every branch, wanted or not: a resumed run then cuts its forward calls where the first one
-    did, and computes the same numbers.
+    did, and computes the same numbers. The last branch is read by the reader itself: nothing follows it.
 
     Args:
         reader: has read nothing yet.
@@ -225,15 +241,20 @@ def ask_all(
         decode: ids to text.
         stops: ids that end a text.
         one_sentence: see `ask`.
+        through: whether all of it is read, the last branch too, even where no question is wanted.
 
     Yields:
         Index of the branch and its answer.
     """
-    last = max((index for index in range(len(branches)) if wanted(index)), default=-1)
+    end = len(branches) - 1
+    last = end if through else max((index for index in range(len(branches)) if wanted(index)), default=-1)
     for index, branch in enumerate(branches[: last + 1]):
         reader.feed(trunk[reader.position : branch.at])
-        if wanted(index):
-            fork = reader.fork()
+        if not wanted(index):
+            if index == end:
+                reader.feed(branch.rest)
+        else:
+            fork = reader if index == end else reader.fork()
             yield (
                 index,
                 ask(fork, branch.rest, limit=branch.limit, decode=decode, stops=stops, one_sentence=one_sentence),

@@ -132,7 +132,7 @@ class RunStore:
         """Take in what other processes have written since."""
         for path in row_files(self.out, self._name) if self.out is not None else ():
             start = self._read.get(path.name, 0)
-            rows, stop = _read_rows(path, start)
+            rows, stop = read_rows(path, start)
             self._read[path.name] = stop
             for row in rows:
                 self.rows[row_key(row)] = row
@@ -243,7 +243,7 @@ class RunStore:
         for path in row_files(self.out, self._name):
             lock = None if path.name == self._rows_name else self._take(path.name)
             if path.name == self._rows_name or lock is not None:
-                _cut_torn_line(path)
+                cut_torn_line(path)
             if lock is not None:
                 lock.release()
 
@@ -327,7 +327,7 @@ def _agreed(out: Path, run: dict[str, Any], settings: Mapping[str, Any]) -> dict
     return run
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """Cut off a last line that a kill has torn; only the writer of the file may."""
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
@@ -335,7 +335,7 @@ def _cut_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
-def _read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+def read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The rows of a file from a byte on, and the byte after its last whole line."""
     with path.open("rb") as file:
         file.seek(start)

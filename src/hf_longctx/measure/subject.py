@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hf_longctx.hf.lengths import length_dependent
+from hf_longctx.hf.lengths import held_length, length_dependent
 
 from .environment import free_memory
+from .probe import CHUNK, Reader
 from .variants import AS_LOADED, Variant
 
 
@@ -117,6 +118,22 @@ def switches_rope(model: Any) -> bool:
     nested = [value for value in given.values() if isinstance(value, dict)]
     kinds = {parameters.get("rope_type") for parameters in (nested or [given])}
     return not length_dependent(model) and bool(kinds & {"dynamic", "longrope"})
+
+
+@contextlib.contextmanager
+def reading(model: Any, length: int) -> Iterator[Reader]:
+    """A reader for one prompt that shares nothing, whatever the model's RoPE does with its length.
+
+    Args:
+        model: a Hugging Face causal LM, patched or not.
+        length: tokens of the prompt and its answer.
+
+    Yields:
+        A reader that has read nothing.
+    """
+    held = held_length(model, length) if length_dependent(model) else contextlib.nullcontext()
+    with held:
+        yield Reader(model, chunk=length if switches_rope(model) else CHUNK)
 
 
 def identity(model: Any, tokenizer: Any, name: str | None) -> dict[str, Any]:

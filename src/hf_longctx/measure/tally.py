@@ -73,6 +73,33 @@ def numbers(rows: Sequence[Row], variant: str, tasks: Sequence[str]) -> dict[str
     }
 
 
+def texts(rows: Iterable[Row]) -> dict[str, dict[str, float | None]]:
+    """What the prompts of each task were made of: how much of it repeats, how much the needles give away.
+
+    Args:
+        rows: of the run; each prompt counts once, controls do not.
+
+    Returns:
+        Per task the means of `unique_share` (share of runs of 8 tokens that differ from all earlier ones) and of
+        `overlap` (share of the question's content words that the planted facts hold; None where none are planted).
+
+    >>> row = {"variant": "a", "task": "t", "kind": "t", "length": 9, "trial": 0, "unique_share": 0.5, "overlap": 1.0}
+    >>> texts([row, row | {"variant": "b"}, row | {"trial": 1, "unique_share": 0.75}])
+    {'t': {'unique_share': 0.625, 'overlap': 1.0}}
+    """
+    prompts: dict[str, dict[tuple[int, int], Row]] = {}
+    for row in rows:
+        if row["kind"] == row["task"] and row.get("unique_share") is not None:
+            prompts.setdefault(row["task"], {})[row["length"], row["trial"]] = row
+    found: dict[str, dict[str, float | None]] = {}
+    for task, given in sorted(prompts.items()):
+        found[task] = {}
+        for key in ("unique_share", "overlap"):
+            values = [row[key] for row in given.values() if row[key] is not None]
+            found[task][key] = round(sum(values) / len(values), 4) if values else None
+    return found
+
+
 def pair(rows: Sequence[Row], first: str, other: str, tasks: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
     """Two variants on the prompts that both have answered.
 

@@ -22,7 +22,7 @@ _LONG = 4096
 _TIMES = {True: (30, 3), False: (6, 1)}
 """How often a common word and another one occur, from 4K on and below."""
 _EXAMPLE = {True: (40, 10, 3), False: (20, 3, 1)}
-"""The same for the example, with its number of different words first."""
+"""The same for the example, with its number of different words first (`get_example` of RULER's own generator)."""
 _QUESTION = f"Which {_COMMON} words come most often in the list?"
 _PREFIX = f"The {_COMMON} words that come most often are:"
 
