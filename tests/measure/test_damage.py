@@ -10,7 +10,7 @@ from families import FAMILIES, build
 from hf_longctx import patched
 from hf_longctx.hf.lengths import held_length
 from hf_longctx.measure import damage as module
-from hf_longctx.measure import needle, run_needle
+from hf_longctx.measure import report, run_needle
 from hf_longctx.measure.damage import Listener, damage_lines, draw_bins, edges, summarise_damage
 
 SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}
@@ -20,7 +20,7 @@ WINDOW = "window: attention=window:8+global:4"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Runs without drawing the page, over few tokens."""
-    monkeypatch.setattr(needle, "_report", lambda out: None)
+    monkeypatch.setattr(report, "attempt", lambda out: None)
     monkeypatch.setattr(module, "TOKENS", 24)
 
 

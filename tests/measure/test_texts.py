@@ -2,13 +2,13 @@
 
 import pytest
 
-from hf_longctx.measure import needle, run_needle
+from hf_longctx.measure import report, run_needle
 from hf_longctx.measure.evaluate import run_tasks
 from hf_longctx.measure.overlap import literal_overlap
 
 
 def test_a_needle_run(model, tokenizer, make_grid, monkeypatch):
-    monkeypatch.setattr(needle, "_report", lambda out: None)
+    monkeypatch.setattr(report, "attempt", lambda out: None)
     found = run_needle(model, tokenizer, lengths=[200], depths=2, progress=False)["haystack"]
     pairs = [
         (one.needle.sentence, one.needle.question) for one in make_grid(tokenizer, lengths=(200,), depths=2).probes(0)
