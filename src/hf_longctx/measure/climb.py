@@ -71,6 +71,7 @@ def run_effective(
         finally:
             # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
             summary = found()
+    work.report()
     return summary
 
 

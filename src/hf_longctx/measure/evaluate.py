@@ -191,6 +191,13 @@ class Evaluation:
             write_json(self.store.out / "summary.json", summary)
         return summary
 
+    def report(self) -> None:
+        """Write the page of the run's folder, if it has one."""
+        if self.store.out is not None:
+            from .report import attempt
+
+            attempt(self.store.out)
+
     def close(self) -> None:
         """Let go of the run's folder; until then no other process can write there."""
         self.store.close()
@@ -312,6 +319,7 @@ def run_tasks(
                             work.ask(variant, length, trial)
         finally:
             summary = work.summary()
+    work.report()
     return summary
 
 

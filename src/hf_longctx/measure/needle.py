@@ -132,7 +132,9 @@ def run_needle(
                 model.train(was_training)
                 summary = _summarise(store)
     if store.out is not None:
-        _report(store.out)
+        from .report import attempt
+
+        attempt(store.out)
     return summary
 
 
@@ -314,12 +316,3 @@ def _summarise(store: RunStore) -> dict[str, Any]:
     if store.out is not None:
         write_json(store.out / "summary.json", summary)
     return summary
-
-
-def _report(out: Path) -> None:
-    from .report import write
-
-    try:
-        write(out)
-    except ImportError as error:
-        logger.warning("no report page: %s", error)
