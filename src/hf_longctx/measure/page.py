@@ -51,11 +51,11 @@ def render(run: Run, overlay: Sequence[Mapping[str, Any]] = ()) -> str:
     )
 
 
-def fill(name: str, **values: Any) -> str:
+def fill(template: str, **values: Any) -> str:
     """Fill a template of this package; all values are escaped.
 
     Args:
-        name: file name of the template.
+        template: file name of the template.
         **values: what it shows; the style sheet comes as `css`, the script as `script`, its hash as `script_hash`.
 
     Raises:
@@ -78,7 +78,7 @@ def fill(name: str, **values: Any) -> str:
     )
     # The style sheet and the script are ours, the only texts that are not escaped.
     ours = {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
-    return environment.get_template(name).render(**ours, **values)
+    return environment.get_template(template).render(**ours, **values)
 
 
 def _lead(part: Part) -> str:
