@@ -77,11 +77,10 @@ def _matched(first: Run, other: Run) -> list[tuple[Part, Part]]:
         if named or (same and not both_suites):
             found.append((part, (named or same)[0]))
     if not found:
-        kinds = (", ".join(f"{part.name} ({part.kind})" for part in run.parts) for run in (first, other))
+        held = [", ".join(f"{part.name} ({part.kind})" for part in run.parts) for run in (first, other)]
         raise ValueError(
-            "the runs have nothing in common: {!r} holds {}, {!r} holds {}; give two runs of one kind".format(
-                first.name, next(kinds), other.name, next(kinds)
-            )
+            f"the runs have nothing in common: {first.name!r} holds {held[0]} and {other.name!r} holds {held[1]}; give "
+            "two runs of one kind"
         )
     return found
 
@@ -127,8 +126,9 @@ def _recall(a: Part, b: Part, name: str) -> list[dict[str, Any]]:
     paired = {} if reason else _paired(a, b, name)
     lines = []
     for length in sorted({*mine, *theirs}):
-        one, two = mine.get(length), theirs.get(length)
-        scores = [part["score"] if part else None for part in (one, two)]
+        one: Any = mine.get(length)
+        two: Any = theirs.get(length)
+        scored = one and two and one["score"] is not None and two["score"] is not None
         lines.append(
             {
                 "part": a.name,
@@ -136,7 +136,7 @@ def _recall(a: Part, b: Part, name: str) -> list[dict[str, Any]]:
                 "length": length,
                 "first": _score(one),
                 "other": _score(two),
-                "difference": None if None in scores else scores[1] - scores[0],
+                "difference": two["score"] - one["score"] if scored else None,
                 "paired": paired.get(length),
                 "unpaired": reason or (None if length in paired else "no prompt that both were asked"),
             }

@@ -132,7 +132,8 @@ def _length(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recall(line: Mapping[str, Any]) -> dict[str, Any]:
     paired, difference = line["paired"] or {}, line["difference"]
-    low, high = paired.get("low"), paired.get("high")
+    low: Any = paired.get("low")
+    high: Any = paired.get("high")
     return _length(line) | {
         "first": _score(line["first"]),
         "other": _score(line["other"]),
