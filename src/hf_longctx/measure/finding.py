@@ -127,8 +127,11 @@ def cost_line(rows: Sequence[Mapping[str, Any]]) -> str:
         ...     took = {"ttft_seconds": {"median": seconds}, "peak_bytes": peak}
         ...     return {"variant": name, "length": length, "outcome": "ok", **took}
         >>> wall = {"variant": "standard", "length": 2048, "outcome": "oom"}
-        >>> cost_line([row("stock", 2.0, 2 << 30), row("window", 1.0, 1 << 30), wall])
-        'At 1K tokens the first one comes after 1 s (window) to 2 s (stock), with 1.0 to 2.0 GiB at the peak; standard runs out of memory at 2K.'
+        >>> said = cost_line([row("stock", 2.0, 2 << 30), row("window", 1.0, 1 << 30), wall])
+        >>> said.partition(";")[0]
+        'At 1K tokens the first one comes after 1 s (window) to 2 s (stock), with 1.0 to 2.0 GiB at the peak'
+        >>> said.partition("; ")[2]
+        'standard runs out of memory at 2K.'
     """
     done = [row for row in rows if row["outcome"] == "ok"]
     parts = []

@@ -1,7 +1,7 @@
 """The report page: from a run to one self-contained HTML file.
 
-What the page shows is worked out by the `sections`; the templates escape all of it, since answers come from a model and
-names from a user. The page's own script only sorts tables, and no other one may run.
+What the page shows is worked out by the `sections`; the templates escape all of it, since answers come from a model
+and names from a user. The page's own script only sorts tables, and no other one may run.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ def marker(index: int, x: float, y: float, r: float = 4.5) -> str:
     if shape == 2:
         return f"M{x:g} {y - 1.15 * r:g}l{1.1 * r:g} {2 * r:g}h{-2.2 * r:g}z"
     if shape == 3:
-        return f"M{x:g} {y - 1.25 * r:g}l{1.25 * r:g} {1.25 * r:g}l{-1.25 * r:g} {1.25 * r:g}l{-1.25 * r:g} {-1.25 * r:g}z"
+        d = 1.25 * r
+        return f"M{x:g} {y - d:g}l{d:g} {d:g}l{-d:g} {d:g}l{-d:g} {-d:g}z"
     return f"M{x:g} {y + 1.15 * r:g}l{1.1 * r:g} {-2 * r:g}h{-2.2 * r:g}z"
 
 

@@ -1,7 +1,7 @@
 """What a run's folder holds, read for reports: a needle run, a run of tasks, a cost run, or a suite of these.
 
-The numbers are counted afresh from the rows, which are the record; ``summary.json`` adds what rows do not know (claims,
-plans, versions). So a run that was killed before its last summary is still told truly.
+The numbers are counted afresh from the rows, which are the record; ``summary.json`` adds what rows do not know
+(claims, plans, versions). So a run that was killed before its last summary is still told truly.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def as_trials(part: Part) -> tuple[list[Row], list[str]]:
     """
     if part.kind == "tasks":
         return list(part.rows), list(part.summary["tasks"])
-    rows = []
+    rows: list[Row] = []
     for row in part.rows:
         if not is_control(row):
             task = f"depth {row['depth']:g}"

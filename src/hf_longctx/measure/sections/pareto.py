@@ -101,8 +101,8 @@ def _points(part: Part, cost: Part, length: int) -> list[Point]:
             continue
         score = next((one for one in entry["lengths"] if one["length"] == length and one["n"]), None)
         if score is not None:
-            times = (row[key]["median"] for key in ("ttft_seconds", "decode_tokens_per_second"))
-            found.append(Point(name, score["score"], row["peak_bytes"], *times, told=interval(score)))
+            first, decode = (row[key]["median"] for key in ("ttft_seconds", "decode_tokens_per_second"))
+            found.append(Point(name, score["score"], row["peak_bytes"], first, decode, interval(score)))
     return found
 
 

@@ -55,12 +55,10 @@ def size(count: float | None) -> str:
     """
     if count is None:
         return ""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            break
-        count /= 1024
-    else:
-        unit = "TiB"
+    units = iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while count >= 1024 and unit != "TiB":
+        count, unit = count / 1024, next(units)
     return f"{round(count, 2 if count < 10 else 1 if count < 100 else 0):g} {unit}"
 
 
