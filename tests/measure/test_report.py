@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from hf_longctx.measure import heatmap, page, runs, stats
 from hf_longctx.measure.report import finding, load, terminal_table, write
 from hf_longctx.measure.sections import misses
+from page_reader import read
 from run_folders import HOSTILE, LENGTHS, VARIANTS, make_row, make_rows, make_summary, save
 
 
@@ -19,38 +19,6 @@ from run_folders import HOSTILE, LENGTHS, VARIANTS, make_row, make_rows, make_su
 def run(tmp_path):
     rows = list(make_rows())
     return save(tmp_path / "run", rows, make_summary(rows))
-
-
-class Reader(HTMLParser):
-    """Collects what a browser would build: elements with their attributes, and the text between."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.text, self._inside = [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self._inside.append(tag)
-
-    def handle_endtag(self, tag):
-        while self._inside and self._inside.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if "style" not in self._inside:
-            self.text.append(data)
-
-    @property
-    def words(self):
-        return " ".join(" ".join(self.text).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
-def read(folder):
-    return Reader(page.render(runs.read(folder)))
 
 
 # The files

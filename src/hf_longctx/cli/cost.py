@@ -18,6 +18,7 @@ from hf_longctx.cli.shared import (
     Variants,
     asked_variants,
     command_line,
+    page_of,
     parse_lengths,
     stopped,
 )
@@ -89,7 +90,8 @@ def cost(
     console = Console()
     console.print(table(chosen))
     if out is not None:
-        console.print(f"rows: {out / 'cost.jsonl'}", highlight=False, markup=False, soft_wrap=True)
+        for line in (f"rows: {out / 'cost.jsonl'}", *page_of(out)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _line(row: dict[str, Any]) -> None:

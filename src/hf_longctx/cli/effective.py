@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, NoStock, Out, Variants, command_line, parse_lengths, stopped
+from hf_longctx.cli.shared import (
+    Device,
+    Dtype,
+    Model,
+    NoStock,
+    Out,
+    Variants,
+    command_line,
+    page_of,
+    parse_lengths,
+    stopped,
+)
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -86,7 +98,7 @@ def effective(
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False))
         return
-    _show(summary)
+    _show(summary, out)
 
 
 def parse_budget(text: str) -> float:
@@ -146,7 +158,7 @@ def _line(row: dict[str, Any]) -> None:
     )
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -180,6 +192,8 @@ def _show(summary: dict[str, Any]) -> None:
             if row["difference"] is not None:
                 line += f"; mean score {row['difference']:+.3f}, {row['low']:+.2f} to {row['high']:+.2f}"
             console.print(line, highlight=False, soft_wrap=True)
+    for line in page_of(out):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def said(effect: dict[str, Any], label: Any) -> str:

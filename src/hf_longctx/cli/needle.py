@@ -20,6 +20,7 @@ from hf_longctx.cli.shared import (
     Variants,
     asked_variants,
     command_line,
+    page_of,
     parse_lengths,
     stopped,
 )
@@ -149,8 +150,5 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
     spent = sum(entry["prefill"]["spent"] for entry in summary["variants"].values())
     saved = sum(entry["prefill"]["saved"] for entry in summary["variants"].values())
     lines = [f"prefill tokens: {spent:,} spent, {saved:,} saved against one prefill a cell", finding(summary)]
-    page = out / "report.html" if out is not None else None
-    if page is not None and page.is_file():
-        lines.append(f"page: {page}")
-    for line in lines:
+    for line in lines + page_of(out):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
