@@ -26,6 +26,7 @@ from run_folders import (
 )
 
 ALWAYS = ["again"]
+NAMES = ("maps", "curves", "effective", "pairs", "control", "misses", "plans", "spent")
 
 
 def tasks_folder(path, **options):
@@ -43,8 +44,7 @@ FOLDERS = {
     "cost": (lambda path: save_cost(path, make_cost_rows()), ["cost", "plans"]),
     "both": (
         both_folder,
-        ["pareto", *(f"{name}1" for name in "maps curves effective pairs control misses plans spent".split())]
-        + ["cost2", "plans2"],
+        ["pareto", *(f"{name}1" for name in NAMES)] + ["cost2", "plans2"],
     ),
 }
 
@@ -187,12 +187,12 @@ def test_damage_is_drawn_by_position(tmp_path):
     rows = list(make_rows(["stock", "window"]))
     bins = [{"start": 0, "stop": 1024, "tokens": 1023, "perplexity": 21.5, "kl": None}]
     other = [bins[0] | {"perplexity": 24.25, "kl": 0.125}, bins[0] | {"start": 1024, "stop": 2048, "kl": 0.5}]
-    summary = make_summary(rows, ["stock", "window"], damage={"stock": bins, "window": other, "empty": []})
+    summary = make_summary(rows, ["stock", "window"], damage={"stock": bins, "window": other, "no-bins": []})
     found = read(save(tmp_path / "run", rows, summary))
     assert "damage" in found.sections
     for expected in ("Damage by position", "24.2", "0.125", "1K to 2K"):
         assert expected in found.words
-    assert "empty" not in found.words
+    assert "no-bins" not in found.words
 
 
 def test_a_published_model_is_laid_over(tmp_path):

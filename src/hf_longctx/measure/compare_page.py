@@ -101,7 +101,9 @@ def terminal(document: Mapping[str, Any]) -> Group:
         made = table("Recall", "variant", "length", first, other, "change", "p", "alone")
         for one in shown["recall"]:
             alone = f"{one['only_first']}:{one['only_other']}" if one["p"] else ""
-            made.add_row(*cells(one["name"], one["length"], one["first"], one["other"], one["change"], one["p"], alone))
+            made.add_row(
+                *cells(one["name"], one["length"], one["first"], one["other"], one["change"], one["p"], alone)
+            )
         parts.append(made)
     if shown["effective"]:
         made = table("Effective length", "variant", "rule", first, other)

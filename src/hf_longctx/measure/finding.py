@@ -137,14 +137,16 @@ def cost_line(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     if done:
         longest = max(row["length"] for row in done)
-        there = sorted((row for row in done if row["length"] == longest), key=lambda row: row["ttft_seconds"]["median"])
+        there = [row for row in done if row["length"] == longest]
+        there.sort(key=lambda row: row["ttft_seconds"]["median"])
         first, last = there[0], there[-1]
         times = [f"{row['ttft_seconds']['median']:.3g} s ({row['variant']})" for row in (first, last)]
         sizes = sorted(row["peak_bytes"] / 2**30 for row in there)
         said, peak = times[0], f"{sizes[0]:.1f}"
         if len(there) > 1:
             said, peak = f"{times[0]} to {times[1]}", f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
-        parts.append(f"At {length_label(longest)} tokens the first one comes after {said}, with {peak} GiB at the peak")
+        at = length_label(longest)
+        parts.append(f"At {at} tokens the first one comes after {said}, with {peak} GiB at the peak")
     for outcome, said in _ENDS.items():
         ends: dict[str, int] = {}
         for row in rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -61,24 +62,31 @@ def fill(template: str, **values: Any) -> str:
     Raises:
         ImportError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError('a page needs jinja2: pip install "hf_longctx[report]"') from error
+    environment = _environment()
+    from markupsafe import Markup
+
     templates = files("hf_longctx.measure").joinpath("templates")
     css, script = (templates.joinpath(file).read_text(encoding="utf-8") for file in ("report.css", "sort.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
+    # The style sheet and the script are ours, the only texts that are not escaped.
+    ours = {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
+    return environment.get_template(template).render(**ours, **values)
+
+
+@lru_cache
+def _environment() -> Any:
+    """Kept, since it compiles each template once."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ImportError('a page needs jinja2: pip install "hf_longctx[report]"') from error
+    return Environment(
         loader=PackageLoader("hf_longctx.measure", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # The style sheet and the script are ours, the only texts that are not escaped.
-    ours = {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
-    return environment.get_template(template).render(**ours, **values)
 
 
 def _lead(part: Part) -> str:

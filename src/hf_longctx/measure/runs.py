@@ -205,16 +205,17 @@ def _suite(folder: Path) -> Run:
     suite = _object(folder / SUITE)
     parts: list[Part] = []
     waiting: list[str] = []
+    where = folder / SUITE
     try:
         asked = [(str(one["name"]), str(one["kind"]), one.get("model"), str(one["folder"])) for one in suite["parts"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / SUITE}: not a suite ({error!r} is missing); run `hf-longctx eval` again") from error
+        raise ValueError(f"{where}: no suite ({error!r}); run `hf-longctx eval` again") from error
     for name, kind, model, inside in asked:
         place = PurePosixPath(inside)
         # A suite may come from anyone: it must not make a report read other places.
         if kind not in KINDS or place.is_absolute() or ".." in place.parts:
             raise ValueError(
-                f"{folder / SUITE}: part {name!r} has kind {kind!r} and folder {inside!r}: the kind must be one of "
+                f"{where}: part {name!r} has kind {kind!r} and folder {inside!r}: the kind must be one of "
                 f"{', '.join(KINDS)}, the folder one inside the run"
             )
         own = [part for part in _parts(folder / place) if part.kind == kind] if (folder / place).is_dir() else []
@@ -289,12 +290,7 @@ def _tasks(
     found = {}
     for name in dict.fromkeys([*known, *(row["variant"] for row in rows)]):
         entry = {"claimed": None, **known.get(name, {})}
-        scores = tally.scores(rows, name, tasks)
-        judged = entry.get("effective") or {}
-        if scores and not judged:
-            # A run that asked a fixed number of trials is judged by the same tests as one that climbed.
-            climb = Climb(tuple(scores), max(1, min(map(len, scores.values()))), bisections=0)
-            judged = climbed(scores, climb, entry["claimed"])
+        judged = entry.get("effective") or _climbed(tally.scores(rows, name, tasks), entry["claimed"])
         invalid = [str(row["reason"]) for row in rows if row["variant"] == name and row["outcome"] == "invalid"]
         found[name] = {
             **entry,
@@ -303,3 +299,12 @@ def _tasks(
             **tally.numbers(rows, name, tasks),
         }
     return found
+
+
+def _climbed(scores: Mapping[int, Sequence[float | None]], claimed: int | None) -> dict[str, Any]:
+    """A run that asked a fixed number of trials, judged by the same tests as one that climbs."""
+    usable = {length: given for length, given in scores.items() if any(one is not None for one in given)}
+    if not usable:
+        return {}
+    climb = Climb(tuple(usable), min(map(len, usable.values())), bisections=0)
+    return climbed(usable, climb, claimed)

@@ -1,6 +1,7 @@
 """The sections of the report page, one file each, in the order of the page.
 
-A section is a module with a ``TITLE`` and a ``build``, which gives what ``templates/sections/NAME.html.j2`` shows, or None where the section does not apply. `LEAD` and `TAIL` look at the whole run, `PARTS` at one part of it.
+A section is a module with a ``TITLE`` and a ``build``, which gives what ``templates/sections/NAME.html.j2`` shows, or
+None where the section does not apply. `LEAD` and `TAIL` look at the whole run, `PARTS` at one part of it.
 All they hand on is text, numbers and colours: the template escapes it.
 """
 
