@@ -79,8 +79,8 @@ def _matched(first: Run, other: Run) -> list[tuple[Part, Part]]:
     if not found:
         held = [", ".join(f"{part.name} ({part.kind})" for part in run.parts) for run in (first, other)]
         raise ValueError(
-            f"the runs have nothing in common: {first.name!r} holds {held[0]} and {other.name!r} holds {held[1]}; give "
-            "two runs of one kind"
+            f"the runs have nothing in common: {first.name!r} holds {held[0]} and {other.name!r} holds {held[1]}; "
+            "give two runs of one kind"
         )
     return found
 

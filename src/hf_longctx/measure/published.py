@@ -142,8 +142,11 @@ def one_model(name: str) -> list[dict[str, Any]]:
     rows = [row for row in published() if wanted in _plain(label(row))]
     if not rows:
         published(name)  # raises, and says where the names are
-    rows = [row for row in rows if wanted in (_plain(row["model"]), _plain(label(row)))] or rows
-    names = {_plain(label(row)): label(row) for row in rows}
+    exact = [row for row in rows if wanted in (_plain(row["model"]), _plain(label(row)))]
+    sizes = {_plain(row["parameters"]) for row in exact if row["parameters"]}
+    if exact and len(sizes) <= 1:
+        return exact  # one table gives the size, another does not: still one model
+    names = {_plain(label(row)): label(row) for row in exact or rows}
     if len(names) > 1:
         raise ValueError(
             f"{name!r} fits {len(names)} published models: choose one of {', '.join(sorted(names.values()))}"

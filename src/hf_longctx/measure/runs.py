@@ -135,7 +135,7 @@ def recall(summary: Mapping[str, Any], rows: Iterable[Row]) -> Part:
     except (KeyError, TypeError) as error:
         raise ValueError(f"a row of the run is not whole ({error!r}): restore rows.jsonl, or run again") from error
     model = str(summary.get("model") or settings.get("model") or "unnamed model")
-    return Part(kind, kind, model, {**summary, "variants": variants}, rows)
+    return Part(kind, kind, model, {**summary, "model": model, "variants": variants}, rows)
 
 
 def is_control(row: Row) -> bool:

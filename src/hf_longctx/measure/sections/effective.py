@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_longctx.measure.finding import effective_text, verdict_line
+from hf_longctx.measure.finding import verdict_line
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.runs import Part
 from hf_longctx.measure.stats import RULES
@@ -69,12 +69,12 @@ def ends(found: Mapping[str, Any]) -> str:
 
     >>> ends({"low": 2048, "high": 8192, "verdicts": {}}), ends({"low": None, "high": 1024, "verdicts": {}})
     ('2K to below 8K', 'below 1K')
-    >>> ends({"length": None, "low": None, "high": None, "verdicts": {"1024": "undecided"}, "needed": {}})
+    >>> ends({"low": None, "high": None, "verdicts": {"1024": "undecided"}})
     'undecided'
     """
     low, high = found["low"], found["high"]
     if low is None and high is None:
-        return effective_text({"needed": {}, **found}).split(", +")[0]
+        return "undecided" if found["verdicts"] else "not measured"
     if high is None:
         return f"at least {length_label(low)}"
     return f"below {length_label(high)}" if low is None else f"{length_label(low)} to below {length_label(high)}"
