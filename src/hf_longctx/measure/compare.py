@@ -27,7 +27,7 @@ def compare(first: Run, other: Run) -> dict[str, Any]:
         other: another, of the same or of another model.
 
     Returns:
-        ``first`` and ``other`` (names); ``differ``: where the settings differ, each with ``part`` (None for the run
+        ``first`` and ``other`` (names, with A and B behind them where they are alike); ``differ``: where the settings differ, each with ``part`` (None for the run
         as a whole), ``field``, ``first`` and ``other``; ``recall``: per part, variant and length both scores with
         their intervals, the ``difference`` of the means, other less first, ``paired`` (as a length of `tally.pair`)
         where both runs asked the same prompts, else None and ``unpaired``, the reason; ``effective``: per part,
@@ -38,9 +38,10 @@ def compare(first: Run, other: Run) -> dict[str, Any]:
         ValueError: the runs have no part of the same kind, or name, in common.
     """
     matched = _matched(first, other)
+    alike = first.name == other.name
     document: dict[str, Any] = {
-        "first": first.name,
-        "other": other.name,
+        "first": f"{first.name} (A)" if alike else first.name,
+        "other": f"{other.name} (B)" if alike else other.name,
         "differ": _differences(first, other, matched),
         "recall": [],
         "effective": [],
@@ -69,7 +70,7 @@ def unpaired(first: Part, other: Part) -> str | None:
 
 
 def _matched(first: Run, other: Run) -> list[tuple[Part, Part]]:
-    both_suites = len(first.parts) > 2 and len(other.parts) > 2
+    both_suites = first.suite and other.suite
     found = []
     for part in first.parts:
         same = [one for one in other.parts if one.kind == part.kind]

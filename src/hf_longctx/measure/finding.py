@@ -112,6 +112,8 @@ def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") ->
         parts.append(f"it is shown to work to {length_label(low)}{share or last}")
     if high is not None:
         first = ", the shortest length tested" if high == shortest else ""
+        if low is None and not first:
+            first = ", and no shorter length is proven yet"
         parts.append(f"{'and' if parts else 'it is shown'} to fail at {length_label(high)}{first}")
     return f"{claim}; {' '.join(parts).rstrip(',')} ({how})."
 
@@ -144,7 +146,8 @@ def cost_line(rows: Sequence[Mapping[str, Any]]) -> str:
         sizes = sorted(row["peak_bytes"] / 2**30 for row in there)
         said, peak = times[0], f"{sizes[0]:.1f}"
         if len(there) > 1:
-            said, peak = f"{times[0]} to {times[1]}", f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
+            said = f"{times[0]} to {times[1]}"
+            peak = " to ".join(dict.fromkeys(f"{one:.1f}" for one in (sizes[0], sizes[-1])))
         at = length_label(longest)
         parts.append(f"At {at} tokens the first one comes after {said}, with {peak} GiB at the peak")
     for outcome, said in _ENDS.items():

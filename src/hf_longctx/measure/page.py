@@ -39,13 +39,14 @@ def render(run: Run, overlay: Sequence[Mapping[str, Any]] = ()) -> str:
     many = len(run.parts) > 1
     return fill(
         "report.html.j2",
-        eyebrow="Suite" if many else _EYEBROW[run.parts[0].kind],
-        heading=run.name if many and len({part.model for part in run.parts}) > 1 else run.model,
+        eyebrow=("Suite" if run.suite else "Recall and cost") if many else _EYEBROW[run.parts[0].kind],
+        heading=run.name if run.suite else run.model,
         name=run.name,
         finding="" if many else _lead(run.parts[0]),
         waiting=run.waiting,
         level=3 if many else 2,
         many=many,
+        models=len({part.model for part in run.parts}),
         lead=sections.build(sections.LEAD, run, overlay),
         parts=[_part(part, overlay, many) for part in run.parts],
         tail=sections.build(sections.TAIL, run, overlay),

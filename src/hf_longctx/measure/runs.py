@@ -74,12 +74,14 @@ class Run:
         parts: at least one, in order.
         facts: ``command``, ``versions``, ``hardware`` and ``started``, where they are known.
         waiting: parts of a suite that have no row yet.
+        suite: whether it is one.
     """
 
     name: str
     parts: tuple[Part, ...]
     facts: Mapping[str, Any]
     waiting: tuple[str, ...] = ()
+    suite: bool = False
 
     @property
     def model(self) -> str:
@@ -223,7 +225,7 @@ def _suite(folder: Path) -> Run:
         waiting += [] if own else [name]
     if not parts:
         raise ValueError(f"run={str(folder)!r}: no part of the suite has a row yet; let the run answer a question")
-    return Run(str(suite.get("name") or folder.resolve().name), tuple(parts), suite, tuple(waiting))
+    return Run(str(suite.get("name") or folder.resolve().name), tuple(parts), suite, tuple(waiting), True)
 
 
 def _rows(folder: Path, name: str) -> list[Row]:

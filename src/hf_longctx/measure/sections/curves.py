@@ -37,7 +37,7 @@ def build(part: Part, overlay: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
             {
                 "label": _published(row),
                 "line": path((x(length), y(score / 100)) for length, score in sorted(row["scores"].items())),
-                "dash": ("1 4", "6 2 1 2")[i % 2],
+                "dash": ("2 4", "9 5", "9 4 2 4")[i % 3],
             }
             for i, row in enumerate(overlay)
         ],

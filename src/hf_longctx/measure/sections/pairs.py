@@ -38,7 +38,7 @@ def line(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "only_other": entry["only_other"],
         "p": p_text(entry["p"]),
         "p_value": entry["p"],
-        "clear": entry["p"] < 0.05,
+        "sure": entry["p"] < 0.05,
         "difference": "" if difference is None else f"{100 * difference:+.3g} points",
         "difference_value": difference or 0.0,
         "interval": f"{100 * low:+.3g} to {100 * high:+.3g}" if spread else "",

@@ -117,7 +117,7 @@ def _panel(length: int, points: Sequence[Point], names: Sequence[str], x: Scale,
         dots.append(
             {
                 "colour": f"s{place % 7}",
-                "marker": marker(place, x(point.memory), y(point.score), 6),
+                "marker": marker(place, x(point.memory), y(point.score), 6 if not by else 8),
                 "front": not by,
                 "title": text,
             }
@@ -142,7 +142,8 @@ def _panel(length: int, points: Sequence[Point], names: Sequence[str], x: Scale,
         )
     return {
         "title": f"{length_label(length)} tokens",
-        "dots": dots,
+        # Those on the front first: what hides behind them shows as an outline.
+        "dots": sorted(dots, key=lambda dot: not dot["front"]),
         "rows": rows,
         "grid": [(y(share), percent(share)) for share in (0.0, 0.5, 1.0)],
         "ticks": ticks(x, size, binary=True),

@@ -53,8 +53,8 @@ def size(count: float | None) -> str:
         >>> size(3 << 30), size(1536), size(None)
         ('3 GiB', '1.5 KiB', '')
     """
-    if count is None:
-        return ""
+    if not count:
+        return "" if count is None else "0"
     units = iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
     unit = next(units)
     while count >= 1024 and unit != "TiB":
@@ -83,7 +83,7 @@ def seconds(value: float | None) -> str:
     """
     if value is None:
         return ""
-    return f"{number(1000 * value)} ms" if value < 1 else f"{number(value)} s"
+    return f"{number(1000 * value)} ms" if 0 < value < 1 else f"{number(value)} s"
 
 
 def plain(value: Any, key: str = "") -> str:
