@@ -83,8 +83,8 @@ def make_task_rows(variants=("stock", "window"), lengths=(1024, 2048), trials=4,
                 yield {**control, "task": "vt", "kind": "control vt", "score": float(name in broken)}
 
 
-def make_task_summary(variants=("stock", "window"), **extra):
-    definitions = {name: {"definition": VARIANTS[name][0], "claimed": VARIANTS[name][1]} for name in variants}
+def make_task_summary(names=("stock", "window"), **extra):
+    definitions = {name: {"definition": VARIANTS[name][0], "claimed": VARIANTS[name][1]} for name in names}
     return {
         **make_summary([], []),
         "settings": {"kind": "tasks", "model": "a-model", "seed": 0, "haystack": "prose"},

@@ -38,7 +38,8 @@ addEventListener("message", event => {
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 HOSTILE = (
     "<script>document.title='owned'</script></script></style><img src=x onerror=\"document.title='owned'\">"
-    "\" onfocus=\"document.title='owned'\" autofocus x=\"' onmouseover='document.title=1' </title><svg/onload=alert(1)>"
+    "\" onfocus=\"document.title='owned'\" autofocus x=\"' onmouseover='document.title=1' "
+    "</title><svg/onload=alert(1)>"
 )
 
 

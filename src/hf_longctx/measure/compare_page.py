@@ -82,10 +82,11 @@ def terminal(document: Mapping[str, Any]) -> Group:
     shown = view(document)
     first, other = shown["first"], shown["other"]
 
-    many = len({line["part"] for key in ("recall", "effective", "cost") for line in shown[key]}) > 1
+    answered = len({line["part"] for line in shown["recall"]}) > 1
+    costed = len({line["part"] for line in shown["cost"]}) > 1
 
-    def named(line: Mapping[str, Any]) -> str:
-        return f"{line['part']}: {line['name']}" if many else line["name"]
+    def named(line: Mapping[str, Any], several: bool) -> str:
+        return f"{line['part']}: {line['name']}" if several else line["name"]
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
@@ -106,18 +107,22 @@ def terminal(document: Mapping[str, Any]) -> Group:
         made = table("Recall", "variant", "length", first, other, "change", "p", "alone")
         for one in shown["recall"]:
             alone = f"{one['only_first']}:{one['only_other']}" if one["p"] else ""
-            made.add_row(*cells(named(one), one["length"], one["first"], one["other"], one["change"], one["p"], alone))
+            made.add_row(
+                *cells(named(one, answered), one["length"], one["first"], one["other"], one["change"], one["p"], alone)
+            )
         parts.append(made)
     if shown["effective"]:
         made = table("Effective length", "variant", "rule", first, other)
         for one in shown["effective"]:
-            made.add_row(*cells(named(one), one["rule"], one["first"], one["other"]))
+            made.add_row(*cells(named(one, answered), one["rule"], one["first"], one["other"]))
         parts.append(made)
     if shown["cost"]:
         made = table(f"Cost of {other}, and its ratio to {first}", "variant", "length", *shown["costs"])
         for one in shown["cost"]:
             figures = [" ".join(filter(None, (f["other"], f["ratio"]))) for f in one["figures"]]
-            made.add_row(*cells(named(one), one["length"], *(figures if not one["outcome"] else [one["outcome"]])))
+            made.add_row(
+                *cells(named(one, costed), one["length"], *(figures if not one["outcome"] else [one["outcome"]]))
+            )
         parts.append(made)
     parts += [Text(line) for line in (*shown["reasons"], *shown["only"])]
     return Group(*parts)
