@@ -46,6 +46,7 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         document: what `compare.compare` returns.
     """
+    costs = [_cost(line) for line in document["cost"]]
     return {
         "first": document["first"],
         "other": document["other"],
@@ -67,8 +68,9 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
             _head(line) | {"rule": line["rule"], "first": ends(line["first"]), "other": ends(line["other"])}
             for line in document["effective"]
         ],
+        "failed": any(line["outcome"] for line in costs),
         "costs": [title for title, _ in _COST.values()],
-        "cost": [_cost(line) for line in document["cost"]],
+        "cost": costs,
     }
 
 
