@@ -29,8 +29,8 @@ def compare(first: Run, other: Run) -> dict[str, Any]:
     Returns:
         ``first`` and ``other`` (names, with A and B behind them where they are alike); ``differ``: where the settings
         differ, each with ``part`` (None for the run as a whole), ``field``, ``first`` and ``other``; ``recall``: per
-        part, variant and length both scores with their intervals, the ``difference`` of the means, other less first, ``paired`` (as a length of `tally.pair`)
-        where both runs asked the same prompts, else None and ``unpaired``, the reason; ``effective``: per part,
+        part, variant and length both scores with their intervals, the ``difference`` of the means, other less first,
+        ``paired`` (as a length of `tally.pair`) where both runs asked the same prompts, else None and ``unpaired``, the reason; ``effective``: per part,
         variant and rule both intervals; ``cost``: per part, variant and length both outcomes and, for each figure,
         both medians and their ``ratio``; ``only``: parts and variants that one run alone has.
 
