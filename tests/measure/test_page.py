@@ -112,6 +112,22 @@ def test_a_row_that_is_none_is_refused_in_a_sentence(tmp_path, row):
         runs.read(folder)
 
 
+def test_a_cost_run_in_which_nothing_worked_is_a_page_still(tmp_path):
+    rows = [row for row in make_cost_rows() if row["outcome"] != "ok"] + [
+        dict(next(make_cost_rows()), outcome="error", reason="exit code 1")
+    ]
+    found = read(save_cost(tmp_path / "run", rows))
+    assert "standard runs out of memory at 4K" in found.words
+    assert "failed exit code 1" in found.words
+
+
+def test_a_cost_row_without_its_figures_is_refused(tmp_path):
+    row = next(make_cost_rows())
+    del row["peak_bytes"]
+    with pytest.raises(ValueError, match="lacks peak_bytes"):
+        runs.read(save_cost(tmp_path / "run", [row]))
+
+
 # What the sections say
 
 

@@ -30,9 +30,9 @@ def compare(first: Run, other: Run) -> dict[str, Any]:
         ``first`` and ``other`` (names, with A and B behind them where they are alike); ``differ``: where the settings
         differ, each with ``part`` (None for the run as a whole), ``field``, ``first`` and ``other``; ``recall``: per
         part, variant and length both scores with their intervals, the ``difference`` of the means, other less first,
-        ``paired`` (as a length of `tally.pair`) where both runs asked the same prompts, else None and ``unpaired``, the reason; ``effective``: per part,
-        variant and rule both intervals; ``cost``: per part, variant and length both outcomes and, for each figure,
-        both medians and their ``ratio``; ``only``: parts and variants that one run alone has.
+        ``paired`` (as a length of `tally.pair`) where both runs asked the same prompts, else None
+        and ``unpaired``, the reason; ``effective``: per part, variant and rule both intervals; ``cost``: per part,
+        variant and length both outcomes and, for each figure, both medians and their ``ratio``; ``only``: parts and variants that one run alone has.
 
     Raises:
         ValueError: the runs have no part of the same kind, or name, in common.

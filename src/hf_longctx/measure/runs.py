@@ -25,6 +25,7 @@ Row = Mapping[str, Any]
 
 KINDS = ("needle", "tasks", "cost")
 """What a part of a run measures."""
+_FIGURES = ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_bytes", "cache_bytes")
 SUITE = "suite.json"
 """The file that makes a folder a suite."""
 
@@ -196,6 +197,10 @@ def _parts(folder: Path) -> list[Part]:
     rows = _rows(folder, "cost")
     if rows:
         summary = _object(folder / "cost.json")
+        for row in rows:
+            lacking = [key for key in _FIGURES if key not in row] if row.get("outcome") == "ok" else []
+            if lacking or "outcome" not in row:
+                raise ValueError(f"run={str(folder)!r}: a row of cost.jsonl lacks {', '.join(lacking) or 'outcome'}")
         names = dict.fromkeys([*summary.get("variants", {}), *(row["variant"] for row in rows)])
         variants = {name: summary.get("variants", {}).get(name, {}) for name in names}
         model = plain_name((summary.get("settings") or {}).get("model"))
