@@ -32,7 +32,8 @@ def compare(first: Run, other: Run) -> dict[str, Any]:
         part, variant and length both scores with their intervals, the ``difference`` of the means, other less first,
         ``paired`` (as a length of `tally.pair`) where both runs asked the same prompts, else None
         and ``unpaired``, the reason; ``effective``: per part, variant and rule both intervals; ``cost``: per part,
-        variant and length both outcomes and, for each figure, both medians and their ``ratio``; ``only``: parts and variants that one run alone has.
+        variant and length both outcomes and, for each figure, both medians and their ``ratio``;
+        ``only``: parts and variants that one run alone has.
 
     Raises:
         ValueError: the runs have no part of the same kind, or name, in common.
