@@ -79,7 +79,7 @@ def test_the_gallery_is_written(suffix, tmp_path, run):
         for name in names():
             assert f"<code>{name}".encode() in data
         assert b"of 576 cells" in data
-        assert b"http" not in data
+        assert b"://" not in data
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

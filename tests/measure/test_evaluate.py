@@ -249,8 +249,9 @@ def test_the_command_prints_verdicts_intervals_and_pairs(call, tmp_path):
     assert "own: undecided" in result.stdout  # six trials cannot show that there is no score to keep
     assert "yarn2 against stock at 200" in result.stdout
     assert "trial 1" in result.stderr
-    with pytest.raises(ValueError, match="is a run of tasks, which has no page"):
-        load(tmp_path / "run")
+    assert f"page: {tmp_path / 'run' / 'report.html'}" in result.stdout
+    assert "passkey" in (tmp_path / "run" / "report.html").read_text()
+    assert load(tmp_path / "run")[0]["variants"]["yarn2"]["effective"]["absolute"]["high"] == 200
     again = call(*arguments, "--out", str(tmp_path / "run"), "--json")
     assert json.loads(again.stdout)["variants"]["yarn2"]["effective"]["absolute"]["high"] == 200
     assert again.stderr == ""

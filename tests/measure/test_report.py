@@ -1,14 +1,17 @@
 """The report of a run: what it says, and that it says it of any run."""
 
+import base64
+import hashlib
 import json
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_longctx.measure import heatmap, page, stats
+from hf_longctx.measure import heatmap, page, runs, stats
 from hf_longctx.measure.report import finding, load, terminal_table, write
+from hf_longctx.measure.sections import misses
+from page_reader import read
 from run_folders import HOSTILE, LENGTHS, VARIANTS, make_row, make_rows, make_summary, save
 
 
@@ -16,38 +19,6 @@ from run_folders import HOSTILE, LENGTHS, VARIANTS, make_row, make_rows, make_su
 def run(tmp_path):
     rows = list(make_rows())
     return save(tmp_path / "run", rows, make_summary(rows))
-
-
-class Reader(HTMLParser):
-    """Collects what a browser would build: elements with their attributes, and the text between."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.text, self._inside = [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self._inside.append(tag)
-
-    def handle_endtag(self, tag):
-        while self._inside and self._inside.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if "style" not in self._inside:
-            self.text.append(data)
-
-    @property
-    def words(self):
-        return " ".join(" ".join(self.text).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
-def read(folder):
-    return Reader(page.render(*load(folder)))
 
 
 # The files
@@ -75,8 +46,8 @@ def test_the_numbers_come_from_the_rows_not_from_an_old_summary(tmp_path):
     stale = make_summary(rows[:3])
     summary, found = load(save(tmp_path / "run", rows, stale))
     assert len(found) == len(rows)
-    assert {name: entry["lengths"] for name, entry in summary["variants"].items()} == {
-        name: entry["lengths"] for name, entry in stats.summarise(rows, claimed={}).items()
+    assert {name: entry["cells"] for name, entry in summary["variants"].items()} == {
+        name: entry["cells"] for name, entry in stats.summarise(rows, claimed={}).items()
     }
     assert summary["variants"]["yarn2"]["claimed"] == 16384
 
@@ -133,14 +104,20 @@ def test_the_command_prints_both_paths(run):
 # The page
 
 
-def test_the_page_needs_no_other_file_and_runs_no_script(run):
+def test_the_page_needs_no_other_file_and_runs_no_script_but_its_own(run):
     found = read(run)
     for _, attributes in found.elements:
         assert all(attributes[key].startswith(("data:", "#")) for key in ("src", "href") if key in attributes)
-    css = page.render(*load(run)).split("<style>")[1].split("</style>")[0]
+    html = page.render(runs.read(run))
+    css = html.split("<style>")[1].split("</style>")[0]
     assert "url(" not in css
     assert "@import" not in css
-    assert not found.all("script")
+    assert found.all("script") == [{}]
+    policy = found.all("meta")[1]["content"]
+    assert "default-src 'none'" in policy
+    script = html.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
     assert any("width=device-width" in meta.get("content", "") for meta in found.all("meta"))
 
 
@@ -183,23 +160,23 @@ def test_hostile_text_stays_text(tmp_path):
     summary["variants"]["stock"]["plan"] = {HOSTILE: HOSTILE, "layers": [{"index": 0, HOSTILE: HOSTILE}]}
     folder = save(tmp_path / "run", rows, summary)
     found = read(folder)
-    assert not found.all("script")
+    assert found.all("script") == [{}]
     assert not found.all("img")
     assert not [key for _, attributes in found.elements for key in attributes if key.startswith("on")]
     assert "{{ 7 * 7 }} ☃ 針" in found.words
 
 
 def test_each_miss_shows_its_needle_marked_and_long_lists_say_what_they_leave_out(tmp_path):
-    rows = [make_row("stock", 1024, 0.5, "miss", trial=trial) for trial in range(page.MAX_SHOWN + 7)]
+    rows = [make_row("stock", 1024, 0.5, "miss", trial=trial) for trial in range(misses.MAX_SHOWN + 7)]
     folder = save(tmp_path / "run", rows, make_summary(rows, ["stock"]))
-    assert len(read(folder).all("mark")) == page.MAX_SHOWN
+    assert len(read(folder).all("mark")) == misses.MAX_SHOWN
     assert "And 7 more in" in read(folder).words
 
 
 def test_hits_and_controls_are_no_failures(tmp_path):
     rows = [make_row("stock", 1024, 0.5, "hit"), make_row("stock", 1024, None, "miss", kind="control")]
     folder = save(tmp_path / "run", rows, make_summary(rows, ["stock"]))
-    assert "No needle was missed." in read(folder).words
+    assert "Nothing was missed." in read(folder).words
 
 
 def test_invalid_probes_are_told_apart_from_misses(tmp_path):
@@ -207,7 +184,7 @@ def test_invalid_probes_are_told_apart_from_misses(tmp_path):
     folder = save(tmp_path / "run", rows, make_summary(rows, ["stock"]))
     words = read(folder).words
     assert "Reason: out of memory" in words
-    assert "No needle was missed." in words
+    assert "Nothing was missed." in words
 
 
 def test_an_unfinished_run_says_so_and_leaves_blanks(tmp_path):
@@ -252,7 +229,7 @@ some_rows = st.lists(
 @given(some_rows)
 def test_any_set_of_rows_makes_a_page_a_table_and_a_sentence(rows):
     summary = make_summary(rows, settings={})
-    html = page.render(summary, rows)
+    html = page.render(runs.Run("a run", (runs.recall(summary, rows),), summary))
     assert html.count('<table class="map"') in (0, len(VARIANTS))
     said = finding(summary)
     assert said.endswith(".")

@@ -20,6 +20,7 @@ from hf_longctx.cli.shared import (
     Rope,
     Variants,
     asked_variants,
+    page_of,
     parse_lengths,
 )
 
@@ -112,7 +113,8 @@ def _show(document: dict[str, Any], out: Path | None) -> None:
     console = Console()
     console.print(table(document["rows"]))
     if out is not None:
-        console.print(f"rows: {out / 'cost.jsonl'}", highlight=False, markup=False, soft_wrap=True)
+        for line in (f"rows: {out / 'cost.jsonl'}", *page_of(out)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _line(row: dict[str, Any]) -> None:

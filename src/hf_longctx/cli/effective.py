@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_longctx.cli.job import Job, measuring
-from hf_longctx.cli.shared import Config, Device, Dtype, Model, NoStock, Out, Variants, parse_lengths
+from hf_longctx.cli.shared import Config, Device, Dtype, Model, NoStock, Out, Variants, page_of, parse_lengths
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -209,6 +209,8 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
             if row["difference"] is not None:
                 line += f"; mean score {row['difference']:+.3f}, {row['low']:+.2f} to {row['high']:+.2f}"
             console.print(line, highlight=False, soft_wrap=True)
+    for line in page_of(out):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def said(effect: dict[str, Any], label: Any) -> str:

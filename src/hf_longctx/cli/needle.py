@@ -20,6 +20,7 @@ from hf_longctx.cli.shared import (
     Rope,
     Variants,
     asked_variants,
+    page_of,
     parse_lengths,
 )
 
@@ -159,10 +160,7 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
         f"prefill tokens: {spent:,} spent, {saved:,} saved against one prefill a cell",
         finding(summary),
     ]
-    page = out / "report.html" if out is not None else None
-    if page is not None and page.is_file():
-        lines.append(f"page: {page}")
-    for line in lines:
+    for line in lines + page_of(out):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

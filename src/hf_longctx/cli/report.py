@@ -1,7 +1,8 @@
-"""``hf-longctx report RUN``: write a run's page and picture again."""
+"""`hf-longctx report RUN`: write a run's page again; `report RUN_A RUN_B`: compare two runs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,20 +12,60 @@ from hf_longctx.cli.shared import FailUnder, gated
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `hf-longctx needle --out` wrote.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that another command wrote with --out.")],
+    other: Annotated[Path | None, typer.Argument(metavar="[RUN_B]", help="A second run, to compare with.")] = None,
+    overlay: Annotated[
+        str | None, typer.Option("--overlay", help="Published model to draw beside it, as in `hf-longctx models`.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="File of the comparison. [default: RUN_B/comparison.html]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     fail_under: FailUnder = None,
 ) -> None:
-    """Write report.html and heatmap.png of a run, finished or not, and print their paths.
+    """Write report.html of a run, finished or not, and print its path; or compare two runs.
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
-        ValueError: The folder is no run, or has no rows yet.
+        ValueError: A folder is no run, or has no rows yet; or there is no such published model.
         typer.Exit: With 1, if what --fail-under asks for is not reached.
     """
-    from hf_longctx.measure.gate import parse
+    from hf_longctx.measure import gate, runs
     from hf_longctx.measure.report import write
 
-    limits = parse(fail_under or [])
-    for path in write(run):
-        typer.echo(path)
+    limits = gate.parse(fail_under or [])
+    if other is not None:
+        if overlay is not None:
+            raise ValueError(f"--overlay {overlay!r}: a comparison draws no published model; give one RUN")
+        if limits:
+            raise ValueError(f"--fail-under {fail_under[0]!r}: a comparison has no gate; give one RUN")  # type: ignore[index]
+        _compare(run, other, page or other / "comparison.html", as_json)
+        return
+    if page is not None:
+        raise ValueError(f"--page {str(page)!r}: it is for comparing two runs; a run's page is RUN/report.html")
+    written = write(run, overlay=overlay)
+    if as_json:
+        parts = {part.name: dict(part.summary) for part in runs.read(run).parts}
+        typer.echo(json.dumps({"written": [str(path) for path in written], "parts": parts}, ensure_ascii=False))
+    else:
+        for path in written:
+            typer.echo(path)
     gated(run, limits)
+
+
+def _compare(run: Path, other: Path, page: Path, as_json: bool) -> None:
+    from hf_longctx.measure import compare_page, runs
+    from hf_longctx.measure.compare import compare
+
+    if not page.parent.is_dir() and page.parent != other:
+        raise ValueError(f"--page {str(page)!r}: there is no folder {page.parent}; create it or choose another path")
+    document = compare(runs.read(run), runs.read(other))
+    compare_page.write(document, page)
+    if as_json:
+        typer.echo(json.dumps(document | {"page": str(page)}, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(compare_page.terminal(document))
+    console.print(f"page: {page}", highlight=False, markup=False, soft_wrap=True)

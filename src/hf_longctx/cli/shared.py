@@ -95,6 +95,13 @@ def gated(run: Path, limits: Sequence[Limit]) -> None:
         raise typer.Exit(1)
 
 
+def page_of(out: Path | None) -> list[str]:
+    """A line that names the page of a run, if it has one."""
+    from hf_longctx.measure.report import PAGE
+
+    return [f"page: {out / PAGE}"] if out is not None and (out / PAGE).is_file() else []
+
+
 def parse_lengths(text: str) -> list[int]:
     """Read `1k,8k,1m`, where k is 1024 and m is 1024 x 1024.
 

@@ -2,8 +2,8 @@
 
 `run_needle` is the needle test, `run_cost` measures time and memory. Everything else is reached by its module:
 `haystack` and `needles` for the material, `prompts`, `placement` and `grid` for what is asked, `probe` for how,
-`store` for the files, `stats` for the numbers, `report` for the page, `cost_model` and `wall` for costs by formula,
-and `published` for other people's figures.
+`store` and `runs` for the files, `stats` for the numbers, `report` for the page (its `sections`), `compare` for two
+runs, `cost_model` and `wall` for costs by formula, and `published` for other people's figures.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ def run_effective(
         finally:
             # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
             summary = work.summary(effective)
+    work.report()
     return summary
 
 

@@ -131,6 +131,10 @@ def run_cost(
                 store.add_row(row)
                 if on_row is not None:
                     on_row(row)
+    if store.out is not None and store.rows:
+        from .report import attempt
+
+        attempt(store.out)
     order = {subject.name: i for i, subject in enumerate(subjects)}
     rows = sorted(
         (row for row in store.rows.values() if row["variant"] in order),

@@ -17,6 +17,7 @@ from .environment import origin
 from .grid import check_lengths
 from .haystack import Haystack, open_haystack
 from .probe import CHUNK, ask, stop_ids
+from .processes import here
 from .prompts import Codec
 from .store import SCHEMA, RunStore
 from .subject import as_loaded, identity, learned_positions, look_at, patched_as, reading
@@ -212,6 +213,13 @@ class Evaluation:
             "paired": [pair(rows, first, one.name, self.names, seed=self.seed) for one in self.variants[1:]],
         }
 
+    def report(self) -> None:
+        """Write the page of the run's folder, if it has one; the first process does."""
+        if self.store.out is not None and here().main:
+            from .report import attempt
+
+            attempt(self.store.out)
+
     # ------------------------------------------------------------------ one prompt
 
     def _ask(self, variant: str, task: str, length: int, trial: int, *, control: bool) -> None:
@@ -328,6 +336,7 @@ def run_tasks(
             work.store.wait()
         finally:
             summary = work.summary()
+    work.report()
     return summary
 
 

@@ -1,4 +1,4 @@
-"""What a needle run found, in words worked out from its numbers."""
+"""What a run found, in words worked out from its numbers."""
 
 from __future__ import annotations
 
@@ -71,6 +71,95 @@ def effective_text(found: Mapping[str, Any]) -> str:
         return length_label(length) if length else f"below {length_label(int(stop))}"
     extra = f", +{found['needed'][stop]} at {length_label(int(stop))}" if stop in found["needed"] else ""
     return (length_label(length) if length else "undecided") + extra
+
+
+def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") -> str:
+    """Effective against claimed length of one variant in a sentence, with the interval.
+
+    Args:
+        name: of the variant.
+        entry: its part of a summary, as `runs.recall` makes it.
+        rule: one of its rules.
+
+    Examples:
+        >>> found = {"low": 2048, "high": 12288, "confidence": 0.95, "verdicts": {"2048": "pass", "12288": "fail"}}
+        >>> verdict_line("stock", {"claimed": 8192, "effective": {"absolute": found}})
+        'stock claims 8K; it is shown to work to 2K, 25% of the claim, and to fail at 12K (95% interval).'
+        >>> found = {"low": None, "high": None, "verdicts": {"1024": "undecided"}, "needed": {"1024": 18}}
+        >>> verdict_line("stock", {"claimed": None, "effective": {"absolute": found}})
+        'stock claims no length; nothing is decided yet: 18 more straight hits at 1K would prove that length.'
+    """
+    claimed = entry.get("claimed")
+    claim = f"{name} claims {length_label(claimed) if claimed else 'no length'}"
+    found = (entry.get("effective") or {}).get(rule)
+    if not found or not found["verdicts"]:
+        return f"{claim}; nothing has been scored yet."
+    low, high = found["low"], found["high"]
+    share = f", {100 * low / claimed:.3g}% of the claim," if low and claimed else ""
+    how = f"{found['confidence']:.0%} interval" if found.get("confidence") else "each length judged at 95%"
+    if low is None and high is None:
+        extra = next(iter((found.get("needed") or {}).items()), None)
+        more = (
+            f"{extra[1]} more straight hits at {length_label(int(extra[0]))} would prove that length"
+            if extra
+            else "give more trials"
+        )
+        return f"{claim}; nothing is decided yet: {more}."
+    shortest, longest = (f(map(int, found["verdicts"])) for f in (min, max))
+    parts = []
+    if low is not None:
+        last = ", the longest length tested," if low == longest else ""
+        parts.append(f"it is shown to work to {length_label(low)}{share or last}")
+    if high is not None:
+        first = ", the shortest length tested" if high == shortest else ""
+        if low is None and not first:
+            first = ", and no shorter length is proven yet"
+        parts.append(f"{'and' if parts else 'it is shown'} to fail at {length_label(high)}{first}")
+    return f"{claim}; {' '.join(parts).rstrip(',')} ({how})."
+
+
+def cost_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a cost run found at its longest length, in a sentence.
+
+    Args:
+        rows: as in ``cost.jsonl``.
+
+    Examples:
+        >>> def row(name, seconds, peak, length=1024):
+        ...     took = {"ttft_seconds": {"median": seconds}, "peak_bytes": peak}
+        ...     return {"variant": name, "length": length, "outcome": "ok", **took}
+        >>> wall = {"variant": "standard", "length": 2048, "outcome": "oom"}
+        >>> said = cost_line([row("stock", 2.0, 2 << 30), row("window", 1.0, 1 << 30), wall])
+        >>> said.partition(";")[0]
+        'At 1K tokens the first one comes after 1 s (window) to 2 s (stock), with 1.0 to 2.0 GiB at the peak'
+        >>> said.partition("; ")[2]
+        'standard runs out of memory at 2K.'
+    """
+    done = [row for row in rows if row["outcome"] == "ok"]
+    parts = []
+    if done:
+        longest = max(row["length"] for row in done)
+        there = [row for row in done if row["length"] == longest]
+        there.sort(key=lambda row: row["ttft_seconds"]["median"])
+        first, last = there[0], there[-1]
+        times = [f"{row['ttft_seconds']['median']:.3g} s ({row['variant']})" for row in (first, last)]
+        sizes = sorted(row["peak_bytes"] / 2**30 for row in there)
+        said, peak = times[0], f"{sizes[0]:.1f}"
+        if len(there) > 1:
+            said = f"{times[0]} to {times[1]}"
+            peak = " to ".join(dict.fromkeys(f"{one:.1f}" for one in (sizes[0], sizes[-1])))
+        at = length_label(longest)
+        parts.append(f"At {at} tokens the first one comes after {said}, with {peak} GiB at the peak")
+    for outcome, said in _ENDS.items():
+        ends: dict[str, int] = {}
+        for row in rows:
+            if row["outcome"] == outcome:
+                ends[row["variant"]] = min(row["length"], ends.get(row["variant"], row["length"]))
+        parts += [f"{name} {said} at {length_label(length)}" for name, length in ends.items()]
+    return "; ".join(parts) + "." if parts else "Nothing has been measured yet."
+
+
+_ENDS = {"oom": "runs out of memory", "timeout": "runs out of time", "error": "fails"}
 
 
 def _scored(entry: Mapping[str, Any]) -> dict[int, tuple[int, int]]:

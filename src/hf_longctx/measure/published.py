@@ -123,5 +123,46 @@ def published(name: str | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+def one_model(name: str) -> list[dict[str, Any]]:
+    """The rows of one published model, a row a suite.
+
+    Args:
+        name: its name, spaces, hyphens and case aside, or a part of it that no other model's name holds.
+
+    Returns:
+        As `published`.
+
+    Raises:
+        ValueError: no such model, or several.
+
+    >>> [row["suite"] for row in one_model("qwen3 14b")]
+    ['ruler']
+    """
+    wanted = _plain(name)
+    rows = [row for row in published() if wanted in _plain(label(row))]
+    if not rows:
+        published(name)  # raises, and says where the names are
+    exact = [row for row in rows if wanted in (_plain(row["model"]), _plain(label(row)))]
+    sizes = {_plain(row["parameters"]) for row in exact if row["parameters"]}
+    if exact and len(sizes) <= 1:
+        return exact  # one table gives the size, another does not: still one model
+    names = {_plain(label(row)): label(row) for row in exact or rows}
+    if len(names) > 1:
+        raise ValueError(
+            f"{name!r} fits {len(names)} published models: choose one of {', '.join(sorted(names.values()))}"
+        )
+    return rows
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A row's model with its size, where the name does not hold it.
+
+    >>> label({"model": "Mixtral-8x7B", "parameters": "8x7B"}), label({"model": "Yi", "parameters": "34B"})
+    ('Mixtral-8x7B', 'Yi 34B')
+    """
+    size = row["parameters"]
+    return row["model"] if not size or _plain(size) in _plain(row["model"]) else f"{row['model']} {size}"
+
+
 def _plain(name: str) -> str:
     return name.lower().replace(" ", "").replace("-", "")

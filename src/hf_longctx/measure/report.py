@@ -1,12 +1,7 @@
-"""Write the report of a run folder: the page, the picture, the table for the terminal.
-
-The numbers come from the rows, which are the record; ``summary.json`` adds what rows do not know (claims, plans,
-versions). So a run that was killed before its last summary still gets a true report.
-"""
+"""Write the report of a run's folder: the page, the picture, the table for the terminal."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -14,52 +9,55 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_longctx.measure import heatmap
+from hf_longctx.measure import heatmap, runs
 from hf_longctx.measure.finding import effective_text, finding
 from hf_longctx.measure.heatmap import length_label
-from hf_longctx.measure.stats import RULES, summarise
-from hf_longctx.measure.store import row_files
+from hf_longctx.measure.stats import RULES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["attempt", "effective_text", "finding", "load", "terminal_table", "write"]
+__all__ = ["attempt", "effective_text", "finding", "load", "require", "terminal_table", "write"]
 
 logger = logging.getLogger(__name__)
 
+PAGE = "report.html"
+"""The page's file in a run's folder."""
 
-def write(run: Path) -> list[Path]:
-    """Write ``report.html`` and ``heatmap.png`` into a run folder, replacing older ones.
+
+def write(run: Path, *, overlay: str | None = None) -> list[Path]:
+    """Write ``report.html``, and ``heatmap.png`` for a needle run, into a run's folder, replacing older ones.
 
     Each file is replaced in one step when it is complete.
 
     Args:
-        run: The folder of a needle run, finished or not, with ``rows.jsonl`` and (soon after the start)
-            ``summary.json``; or of a suite, whose needle parts get theirs.
+        run: The folder of a needle run, a run of tasks, a cost run, both of a model, or a suite of these; finished or
+            not.
+        overlay: Name of a published model to show beside it, as `hf-longctx models` lists them.
 
     Returns:
-        The paths of the page and of the picture.
+        The paths of what was written.
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed; nothing has been written.
-        ValueError: The folder has no rows, or its files cannot be read as a run.
+        ValueError: The folder has no rows, or its files cannot be read as a run; or no such published model.
     """
-    lacking = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
-    if lacking:
-        raise ImportError(f'the report needs {" and ".join(lacking)}: pip install "hf_longctx[report]"')
-    if (run / "suite.json").is_file():
-        parts = json.loads((run / "suite.json").read_text(encoding="utf-8"))["parts"]
-        own = [run / part["folder"] for part in parts if part["kind"] == "needle" and row_files(run / part["folder"])]
-        return [path for folder in own for path in write(folder)]
+    from hf_longctx.measure.published import one_model
+
+    rows = one_model(overlay) if overlay is not None else []
+    require()
     from hf_longctx.measure.page import render
 
-    summary, rows = load(run)
-    page, picture = run / "report.html", run / "heatmap.png"
-    html = render(summary, rows)
-    heatmap.draw(summary, picture)
-    with heatmap.replacing(page) as partial:
+    found = runs.read(run)
+    html = render(found, rows)
+    written = [run / PAGE]
+    needles = [part for part in found.parts if part.kind == "needle"]
+    if needles and not (run / runs.SUITE).is_file():
+        written.append(run / "heatmap.png")
+        heatmap.draw(needles[0].summary, written[1])
+    with heatmap.replacing(written[0]) as partial:
         partial.write_text(html, encoding="utf-8")
-    return [page, picture]
+    return written
 
 
 def attempt(run: Path) -> None:
@@ -70,71 +68,33 @@ def attempt(run: Path) -> None:
         logger.warning("no report page: %s", error)
 
 
-def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read a run: its summary, with the statistics counted afresh from the rows, and the rows.
-
-    Args:
-        run: The folder of a needle run.
-
-    Returns:
-        ``(summary, rows)``; the summary always has ``variants``, each with the keys of `stats.summarise`.
+def require() -> None:
+    """Refuse to begin what needs a package that is missing.
 
     Raises:
-        ValueError: No folder, no ``rows.jsonl``, no row in it, a broken line before the last, or a broken summary.
+        ImportError: jinja2 or matplotlib is not installed.
     """
-    hint = "give the folder that `hf-longctx needle --out` wrote"
-    if not run.is_dir():
-        raise ValueError(f"run={str(run)!r}: no such folder; {hint}")
-    sources = row_files(run)
-    if not sources:
-        raise ValueError(f"run={str(run)!r}: the folder has no rows.jsonl; {hint}")
-    rows = [row for source in sources for row in _read_rows(source)]
-    if not rows:
-        raise ValueError(f"run={str(run)!r}: rows.jsonl has no row yet; let the run answer its first question")
-    started, latest = _read_object(run / "run.json"), _read_object(run / "summary.json")
-    # run.json knows every variant that has begun; the summary may lag behind it, but knows more of each.
-    known = {
-        name: {**started.get("variants", {}).get(name, {}), **latest.get("variants", {}).get(name, {})}
-        for name in {**started.get("variants", {}), **latest.get("variants", {})}
-    }
-    summary = {**started, **latest}
-    if summary.get("settings", {}).get("kind") == "tasks":
-        raise ValueError(f"run={str(run)!r} is a run of tasks, which has no page: read its summary.json, or {hint}")
-    summary.setdefault("model", summary.get("settings", {}).get("model"))
-    counted = summarise(rows, claimed={name: entry.get("claimed") for name, entry in known.items()})
-    summary["variants"] = {name: known.get(name, {}) | numbers for name, numbers in counted.items()}
-    return summary, rows
+    lacking = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if lacking:
+        raise ImportError(f'the report needs {" and ".join(lacking)}: pip install "hf_longctx[report]"')
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            # A killed run may leave its last line torn: whole lines end in a newline, so only that one may be broken.
-            if number == len(lines):
-                logger.info("dropped the torn last line of %s", path)
-                continue
-            raise ValueError(
-                f"{path}, line {number}: not JSON ({error.msg}); restore the file or run again"
-            ) from error
-    return rows
+def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read the recall part of a run: its summary, with the statistics counted afresh from the rows, and the rows.
 
+    Args:
+        run: The folder of a needle run or a run of tasks.
 
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error.msg}); delete it, or run again to have it rewritten") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds a {type(found).__name__}, not an object; delete it, or run again")
-    return found
+    Returns:
+        ``(summary, rows)``, as `runs.Part` holds them.
+
+    Raises:
+        ValueError: As `runs.read`, or for a folder that holds a cost run or a suite only.
+    """
+    for part in runs.read(run).parts:
+        if part.kind != "cost":
+            return dict(part.summary), [dict(row) for row in part.rows]
+    raise ValueError(f"run={str(run)!r} holds no answers, only costs: give the folder of a needle run or of tasks")
 
 
 def terminal_table(summary: Mapping[str, Any]) -> Table:

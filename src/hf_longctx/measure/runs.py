@@ -1,0 +1,318 @@
+"""What a run's folder holds, read for reports: a needle run, a run of tasks, a cost run, or a suite of these.
+
+The numbers are counted afresh from the rows, which are the record; ``summary.json`` adds what rows do not know
+(claims, plans, versions). So a run that was killed before its last summary is still told truly.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from . import tally
+from .effective import Climb
+from .effective import summarise as climbed
+from .stats import summarise as counted
+from .store import row_files
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+
+KINDS = ("needle", "tasks", "cost")
+"""What a part of a run measures."""
+_FIGURES = ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_bytes", "cache_bytes")
+SUITE = "suite.json"
+"""The file that makes a folder a suite."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measurement of one model.
+
+    Attributes:
+        name: what a suite calls it, or its kind.
+        kind: one of `KINDS`.
+        model: whose.
+        summary: as in ``summary.json``, or ``cost.json`` for a cost run. For `needle` and `tasks` each of its
+            ``variants`` has ``lengths`` (entries with ``length``, ``n``, ``score``, ``low``, ``high``), ``cells``,
+            ``control`` and ``effective``, whose rules have ``low`` and ``high``: at least low, below high.
+        rows: as in ``rows.jsonl`` or ``cost.jsonl``.
+    """
+
+    name: str
+    kind: str
+    model: str
+    summary: Mapping[str, Any]
+    rows: Sequence[Row]
+
+    @property
+    def variants(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name to what the summary says of it."""
+        return self.summary["variants"]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the run was asked to do."""
+        return self.summary.get("settings") or {}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Lengths that have a row, ascending."""
+        return sorted({row["length"] for row in self.rows})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder holds.
+
+    Attributes:
+        name: of the suite, or of the folder.
+        parts: at least one, in order.
+        facts: ``command``, ``versions``, ``hardware`` and ``started``, where they are known.
+        waiting: parts of a suite that have no row yet.
+        suite: whether it is one.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    facts: Mapping[str, Any]
+    waiting: tuple[str, ...] = ()
+    suite: bool = False
+
+    @property
+    def model(self) -> str:
+        """The model, or models, that it is about."""
+        return ", ".join(dict.fromkeys(part.model for part in self.parts))
+
+
+def read(folder: Path) -> Run:
+    """Read a folder that ``needle``, ``effective``, ``cost`` or ``eval`` wrote with ``--out``, finished or not.
+
+    Args:
+        folder: with ``rows.jsonl``, ``cost.jsonl`` or both, or with ``suite.json``, whose parts are such folders.
+
+    Raises:
+        ValueError: no folder, nothing of a run in it, no row yet, a broken line before the last, a broken file.
+    """
+    hint = "give the folder that `hf-longctx needle`, `effective`, `cost` or `eval` wrote with --out"
+    if not folder.is_dir():
+        raise ValueError(f"run={str(folder)!r}: no such folder; {hint}")
+    if (folder / SUITE).is_file():
+        return _suite(folder)
+    parts = _parts(folder)
+    if not parts:
+        found = [path.name for name in ("rows", "cost") for path in row_files(folder, name)]
+        if found:
+            raise ValueError(f"run={str(folder)!r}: {found[0]} has no row yet; let the run answer its first question")
+        raise ValueError(f"run={str(folder)!r}: the folder has no rows.jsonl and no cost.jsonl; {hint}")
+    facts = {key: parts[0].summary.get(key) for key in ("versions", "hardware", "started")}
+    commands = dict.fromkeys(str(part.summary["command"]) for part in parts if part.summary.get("command"))
+    return Run(folder.resolve().name, tuple(parts), facts | {"command": "\n".join(commands)})
+
+
+def recall(summary: Mapping[str, Any], rows: Iterable[Row]) -> Part:
+    """A needle run or a run of tasks as a part, its statistics counted from the rows.
+
+    Args:
+        summary: as in ``summary.json`` or ``run.json``; may lack whatever a young run lacks.
+        rows: as in ``rows.jsonl``.
+
+    Raises:
+        ValueError: a row that is none.
+    """
+    rows = list(rows)
+    known: Mapping[str, Mapping[str, Any]] = summary.get("variants") or {}
+    settings = summary.get("settings") or {}
+    kind = "tasks" if settings.get("kind") == "tasks" else "needle"
+    try:
+        if kind == "tasks":
+            tasks = list(summary.get("tasks") or dict.fromkeys(row["task"] for row in rows))
+            summary, variants = {**summary, "tasks": tasks}, _tasks(known, rows, tasks)
+        else:
+            variants = _needle(known, rows)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a row of the run is not whole ({error!r}): restore rows.jsonl, or run again") from error
+    model = str(summary.get("model") or settings.get("model") or "unnamed model")
+    return Part(kind, kind, model, {**summary, "model": model, "variants": variants}, rows)
+
+
+def is_control(row: Row) -> bool:
+    """Whether a row asks for what was never there.
+
+    >>> is_control({"kind": "control niah_single_1"}), is_control({"kind": "needle"})
+    (True, False)
+    """
+    return str(row.get("kind", "")).partition(" ")[0] == "control"
+
+
+def as_trials(part: Part) -> tuple[list[Row], list[str]]:
+    """The scored rows in the form of `tally`: of a needle run each depth is a task.
+
+    Args:
+        part: of kind `needle` or `tasks`.
+
+    Returns:
+        The rows and the names of the tasks.
+    """
+    if part.kind == "tasks":
+        return list(part.rows), list(part.summary["tasks"])
+    rows: list[Row] = []
+    for row in part.rows:
+        if not is_control(row):
+            task = f"depth {row['depth']:g}"
+            rows.append({**row, "task": task, "kind": task, "score": float(row["outcome"] == "hit")})
+    return rows, list(dict.fromkeys(row["task"] for row in rows))
+
+
+def plain_name(model: str | None) -> str | None:
+    """A model's name without the short form that only the command line knows."""
+    from hf_longctx.hf.loading import BUNDLED, DEMO
+
+    return BUNDLED if model == DEMO else model
+
+
+# ------------------------------------------------------------------ folders
+
+
+def _parts(folder: Path) -> list[Part]:
+    found = []
+    rows = _rows(folder, "rows")
+    if rows:
+        started, latest = _object(folder / "run.json"), _object(folder / "summary.json")
+        # run.json knows every variant that has begun; the summary may lag behind it, but knows more of each.
+        names = {**started.get("variants", {}), **latest.get("variants", {})}
+        known = {
+            name: {**started.get("variants", {}).get(name, {}), **latest.get("variants", {}).get(name, {})}
+            for name in names
+        }
+        try:
+            found.append(recall({**started, **latest, "variants": known}, rows))
+        except ValueError as error:
+            raise ValueError(f"run={str(folder)!r}: {error}") from error
+    rows = _rows(folder, "cost")
+    if rows:
+        summary = _object(folder / "cost.json")
+        for row in rows:
+            lacking = [key for key in _FIGURES if key not in row] if row.get("outcome") == "ok" else []
+            if lacking or "outcome" not in row:
+                raise ValueError(f"run={str(folder)!r}: a row of cost.jsonl lacks {', '.join(lacking) or 'outcome'}")
+        names = dict.fromkeys([*summary.get("variants", {}), *(row["variant"] for row in rows)])
+        variants = {name: summary.get("variants", {}).get(name, {}) for name in names}
+        model = plain_name((summary.get("settings") or {}).get("model"))
+        found.append(Part("cost", "cost", str(model or "unnamed model"), {**summary, "variants": variants}, rows))
+    return found
+
+
+def _suite(folder: Path) -> Run:
+    suite = _object(folder / SUITE)
+    parts: list[Part] = []
+    waiting: list[str] = []
+    where = folder / SUITE
+    try:
+        asked = [(str(one["name"]), str(one["kind"]), one.get("model"), str(one["folder"])) for one in suite["parts"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: no suite ({error!r}); run `hf-longctx eval` again") from error
+    for name, kind, model, inside in asked:
+        place = PurePosixPath(inside)
+        # A suite may come from anyone: it must not make a report read other places.
+        if kind not in KINDS or place.is_absolute() or ".." in place.parts:
+            raise ValueError(
+                f"{where}: part {name!r} has kind {kind!r} and folder {inside!r}: the kind must be one of "
+                f"{', '.join(KINDS)}, the folder one inside the run"
+            )
+        own = [part for part in _parts(folder / place) if part.kind == kind] if (folder / place).is_dir() else []
+        parts += [replace(part, name=name, model=str(plain_name(model) or part.model)) for part in own]
+        waiting += [] if own else [name]
+    if not parts:
+        raise ValueError(f"run={str(folder)!r}: no part of the suite has a row yet; let the run answer a question")
+    return Run(str(suite.get("name") or folder.resolve().name), tuple(parts), suite, tuple(waiting), True)
+
+
+def _rows(folder: Path, name: str) -> list[Row]:
+    """Rows of ``NAME.jsonl`` and of the files that several processes wrote beside it, each key once."""
+    found: dict[Any, Row] = {}
+    for path in row_files(folder, name):
+        for row in _lines(path):
+            try:
+                key = tuple(row[part] for part in ("variant", "trial", "length", "depth", "kind"))
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{path}: a row lacks {error}; restore the file or run again") from error
+            found[(*key, row.get("task"))] = row
+    return list(found.values())
+
+
+def _lines(path: Path) -> list[Row]:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            # A killed run may leave its last line torn: whole lines end in a newline, so only that one may be broken.
+            if number == len(lines):
+                logger.info("dropped the torn last line of %s", path)
+                continue
+            raise ValueError(
+                f"{path}, line {number}: not JSON ({error.msg}); restore the file or run again"
+            ) from error
+    return rows
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error.msg}); delete it, or run again to have it rewritten") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds a {type(found).__name__}, not an object; delete it, or run again")
+    return found
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def _needle(known: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    numbers = counted(rows, claimed={name: entry.get("claimed") for name, entry in known.items()})
+    for entry in numbers.values():
+        for one in entry["lengths"]:
+            one["score"] = one["recall"]
+        for found in entry["effective"].values():
+            fails = [int(length) for length, call in found["verdicts"].items() if call == "fail"]
+            found |= {"low": found["length"], "high": min(fails, default=None), "confidence": None}
+    return {name: {**known.get(name, {}), **entry} for name, entry in numbers.items()}
+
+
+def _tasks(
+    known: Mapping[str, Mapping[str, Any]], rows: Sequence[Row], tasks: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name in dict.fromkeys([*known, *(row["variant"] for row in rows)]):
+        entry = {"claimed": None, **known.get(name, {})}
+        judged = entry.get("effective") or _climbed(tally.scores(rows, name, tasks), entry["claimed"])
+        invalid = [str(row["reason"]) for row in rows if row["variant"] == name and row["outcome"] == "invalid"]
+        found[name] = {
+            **entry,
+            "effective": judged,
+            "reasons": dict(Counter(invalid)),
+            **tally.numbers(rows, name, tasks),
+        }
+    return found
+
+
+def _climbed(scores: Mapping[int, Sequence[float | None]], claimed: int | None) -> dict[str, Any]:
+    """A run that asked a fixed number of trials, judged by the same tests as one that climbs."""
+    usable = {length: given for length, given in scores.items() if any(one is not None for one in given)}
+    if not usable:
+        return {}
+    climb = Climb(tuple(usable), min(map(len, usable.values())), bisections=0)
+    return climbed(usable, climb, claimed)

@@ -1,0 +1,183 @@
+"""Cost by length, measured and modelled: time to the first token, decoding speed, peak memory, cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_longctx.measure.finding import cost_line
+from hf_longctx.measure.heatmap import length_label
+from hf_longctx.measure.plot import PLOT, across, dash, legend, length_ticks, marker, path, ticks, upwards
+from hf_longctx.measure.runs import Part, Row
+
+from .words import number, seconds, size
+
+TITLE = "What a length costs"
+
+OUTCOMES = {
+    "oom": "out of memory",
+    "timeout": "out of time",
+    "skipped": "not tried",
+    "error": "failed",
+}
+"""What is said of a row that has no figures."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One quantity by length.
+
+    Attributes:
+        title: heading of the chart.
+        measured: key of a row with a number, or with `median`, `low` and `high`.
+        modelled: the figure by formula, of a row; None where there is none.
+        say: a value as text.
+        failures: whether rows without figures are marked, as beyond the upper edge.
+    """
+
+    title: str
+    measured: str
+    modelled: Callable[[Row], float | None]
+    say: Callable[[float | None], str]
+    failures: bool = False
+
+    @property
+    def binary(self) -> bool:
+        """Whether it counts bytes."""
+        return self.say is size
+
+
+def modelled_peak(row: Row) -> float | None:
+    """What was in memory before the prompt, and what the model says that the prefill adds.
+
+    >>> modelled_peak({"baseline_bytes": 100, "modelled_working_bytes": 20}), modelled_peak({})
+    (120, None)
+    """
+    base, working = row.get("baseline_bytes"), row.get("modelled_working_bytes")
+    return None if base is None or working is None else base + working
+
+
+CHARTS = (
+    Chart("Time to the first token", "ttft_seconds", lambda row: None, seconds, failures=True),
+    Chart("Decoding at that depth, tokens a second", "decode_tokens_per_second", lambda row: None, number),
+    Chart("Peak memory of the process", "peak_bytes", modelled_peak, size, failures=True),
+    Chart("Cache after the last token", "cache_bytes", lambda row: row.get("described_cache_bytes"), size),
+)
+
+
+def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
+    """Charts with a line a variant, and every figure in a table."""
+    if part.kind != "cost":
+        return None
+    names = list(part.variants)
+    rows = sorted(part.rows, key=lambda row: (row["length"], names.index(row["variant"])))
+    return {
+        "plot": PLOT,
+        "finding": cost_line(rows),
+        "legend": legend(names),
+        "charts": [drawn for chart in CHARTS if (drawn := _chart(chart, rows, names)) is not None],
+        "modelled": any(chart.modelled(row) is not None for chart in CHARTS for row in rows if _done(row)),
+        "failed": any(row["outcome"] in ("oom", "timeout") for row in rows),
+        "rows": [_line(row) for row in rows],
+    }
+
+
+def _done(row: Row) -> bool:
+    return row["outcome"] == "ok"
+
+
+def spread(value: Any) -> tuple[float, float, float] | None:
+    """Median and quartiles of a figure; of a plain number itself; None for None.
+
+    >>> spread({"median": 2, "low": 1, "high": 3}), spread(4), spread(None)
+    ((2, 1, 3), (4, 4, 4), None)
+    """
+    if value is None:
+        return None
+    return (value["median"], value["low"], value["high"]) if isinstance(value, Mapping) else (value, value, value)
+
+
+def _chart(chart: Chart, rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any] | None:
+    points = {(row["variant"], row["length"]): spread(row[chart.measured]) for row in rows if _done(row)}
+    known = {place: found for place, found in points.items() if found is not None}
+    if not known:
+        return None
+    models = {(row["variant"], row["length"]): chart.modelled(row) for row in rows if _done(row)}
+    values = [value for found in known.values() for value in found] + [v for v in models.values() if v is not None]
+    lengths = sorted({row["length"] for row in rows})
+    x, y = across(lengths), upwards(values)
+    return {
+        "title": chart.title,
+        "ticks": length_ticks(x, lengths),
+        "grid": ticks(y, chart.say, binary=chart.binary),
+        "series": [_series(chart, i, name, known, models, x, y) for i, name in enumerate(names)],
+        "failures": _failures(rows, names, x) if chart.failures else [],
+        "summary": "; ".join(
+            f"{name} at {length_label(length)} {chart.say(found[0])}" for (name, length), found in known.items()
+        ),
+    }
+
+
+def _series(
+    chart: Chart,
+    index: int,
+    name: str,
+    known: Mapping[tuple[str, int], tuple[float, float, float]],
+    models: Mapping[tuple[str, int], float | None],
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+) -> dict[str, Any]:
+    own = [(length, found) for (variant, length), found in known.items() if variant == name]
+    by_model = [(n, value) for (variant, n), value in models.items() if variant == name and value is not None]
+    return {
+        "colour": f"s{index % 7}",
+        "dash": dash(index),
+        "line": path((x(length), y(found[0])) for length, found in own),
+        "spread": [(x(length), y(low), y(high)) for length, (_, low, high) in own if high > low],
+        "dots": [
+            (marker(index, x(length), y(found[0])), f"{name} at {length_label(length)}: {chart.say(found[0])}")
+            for length, found in own
+        ],
+        "rings": [
+            (x(n), y(value), f"{name} at {length_label(n)}, by formula: {chart.say(value)}") for n, value in by_model
+        ],
+    }
+
+
+def _failures(rows: Sequence[Row], names: Sequence[str], x: Callable[[float], float]) -> list[dict[str, Any]]:
+    """Crosses at the upper edge, side by side where several variants failed at one length."""
+    failed = [row for row in rows if row["outcome"] in ("oom", "timeout")]
+    found = []
+    for row in failed:
+        beside = [one["variant"] for one in failed if one["length"] == row["length"]]
+        found.append(
+            {
+                "x": round(x(row["length"]) + 11 * (beside.index(row["variant"]) - (len(beside) - 1) / 2), 1),
+                "colour": f"s{names.index(row['variant']) % 7}",
+                "title": f"{row['variant']} at {length_label(row['length'])}: {OUTCOMES[row['outcome']]}",
+            }
+        )
+    return found
+
+
+def _line(row: Row) -> dict[str, Any]:
+    head = {"name": row["variant"], "length": length_label(row["length"]), "length_value": row["length"]}
+    if not _done(row):
+        return head | {"failure": OUTCOMES.get(row["outcome"], row["outcome"]), "reason": str(row.get("reason") or "")}
+    timed = {
+        "first": ("ttft_seconds", seconds),
+        "prefill": ("prefill_tokens_per_second", number),
+        "decode": ("decode_tokens_per_second", number),
+    }
+    cells = {}
+    for key, (field, say) in timed.items():
+        middle, low, high = spread(row[field]) or (None, 0.0, 0.0)
+        about = f"±{50 * (high - low) / middle:.0f}%" if middle and high > low else ""
+        cells[key] = {"text": say(middle), "about": about, "value": middle or 0}
+    for key in ("peak_bytes", "working_bytes", "modelled_working_bytes", "cache_bytes"):
+        cells[key] = {"text": size(row.get(key)), "about": "", "value": row.get(key) or 0}
+    described = row.get("described_cache_bytes")
+    if described is not None and described != row.get("cache_bytes"):
+        cells["cache_bytes"]["about"] = f"by formula {size(described)}"
+    return head | {"failure": "", "cells": cells}
