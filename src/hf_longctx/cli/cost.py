@@ -11,6 +11,7 @@ from hf_longctx.cli.shared import (
     Attention,
     Device,
     Dtype,
+    Mamba,
     Model,
     NoStock,
     Out,
@@ -28,6 +29,7 @@ def cost(
     variant: Variants = None,
     attention: Attention = None,
     rope: Rope = None,
+    mamba: Mamba = None,
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k.")] = "1k,2k,4k",
     repeats: Annotated[int, typer.Option("--repeats", help="Timed runs, after one that is not.")] = 3,
     steps: Annotated[int, typer.Option("--steps", help="Tokens decoded after the prompt.")] = 16,
@@ -58,7 +60,7 @@ def cost(
     from hf_longctx.rope.text import read_length
 
     tokens = parse_lengths(lengths)
-    asked = asked_variants(variant, attention, rope)
+    asked = asked_variants(variant, attention, rope, mamba)
     try:
         document = run_cost(
             model,

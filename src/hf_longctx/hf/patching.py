@@ -9,7 +9,7 @@ import copy
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -146,10 +146,13 @@ def _patch(
         raise
     vars(model)[STEPS] = steps
     if hybrid is not None and not healed:
-        logger.warning(
-            "%s: layers %s are %s", type(model).__name__, ", ".join(map(str, sorted(converted))), mixers.UNHEALED
-        )
+        _warn_once(f"{type(model).__name__}: layers {', '.join(map(str, sorted(converted)))} are {mixers.UNHEALED}")
     return model
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def unpatch(model: Model, *, mamba: bool = True) -> Model:
@@ -175,11 +178,11 @@ def unpatch(model: Model, *, mamba: bool = True) -> Model:
             "model.get_base_model() and a DDP one as model.module"
         )
     stored = getattr(getattr(model, "config", None), "longctx", None)
-    if not stored:
-        raise ValueError(f"{type(model).__name__} is not patched, so there is nothing to undo: patch it first")
     steps: list[Undo] | None = vars(model).get(STEPS)
+    if steps is None and not stored:
+        raise ValueError(f"{type(model).__name__} is not patched, so there is nothing to undo: patch it first")
     swaps = [step for step in steps or () if isinstance(step, Swap)]
-    plan = stored.get("mamba")
+    plan = (stored or {}).get("mamba")
     if plan and (steps is None or (mamba and not swaps)):
         raise ValueError(
             f"{type(model).__name__} was saved with Mamba layers ({plan}), so the attention weights that they replaced "

@@ -94,6 +94,24 @@ def _load_hybrid(path: str, config: Any, mamba: str, kwargs: dict[str, Any]) -> 
     return model, info
 
 
+def planned_skeleton(config: Any) -> Any:
+    """The patched model that a saved configuration describes, without memory: for `describe`.
+
+    Args:
+        config: of a patched model; its plan is taken out.
+    """
+    from hf_longctx.hf.loading import skeleton
+
+    healed = bool(config.longctx.get("healed"))
+    plan = take_plan(config)
+    model = skeleton(config)
+    if plan["mamba"] is None:
+        return patch(model, **plan)
+    mamba = parse(plan["mamba"])
+    mixers.swap(model, mamba, mixers.check(model, mamba), empty=True)
+    return adopt(model, plan, healed=healed)
+
+
 def take_plan(config: Any) -> dict[str, Any]:
     """Take the plan out of a config, which is left as before the patch.
 

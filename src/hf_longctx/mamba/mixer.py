@@ -96,12 +96,14 @@ class Form:
         return 2 * self.taps * sum(self.splits) + scan + 2 * state * self.kv_heads // CHUNK
 
     @property
+    def matrices(self) -> int:
+        """Parameters of the projections beyond those of the attention layer: gate and step."""
+        return self.hidden * (self.inner + self.kv_heads)
+
+    @property
     def added(self) -> int:
-        """Parameters beyond those of the attention layer: gate, step, convolution, decay and skip."""
-        gate = (self.hidden + (0 if self.classic else 1)) * self.inner
-        norm = self.inner if self.classic else 0
-        conv = (self.taps + 1) * sum(self.splits)
-        return gate + norm + conv + (self.hidden + 2) * self.kv_heads + self.heads
+        """All parameters beyond those of the attention layer: the convolution, decay, skip and biases too."""
+        return self.matrices + (self.taps + 1) * sum(self.splits) + 2 * self.kv_heads + self.heads + self.inner
 
 
 class Mamba2Mixer(nn.Module):
