@@ -153,6 +153,7 @@ def test_wall_prints_every_pattern_and_preset(run, monkeypatch, tmp_path):
     assert code == 0, err
     for name in ("standard: one matrix", "flash", "mamba2", "longnet", "window:1024", "NVIDIA L4", "plot: wall.png"):
         assert name in out
+    assert "mamba2: fewer bytes of state than of keys and values from" in out
     assert (tmp_path / "wall.png").is_file()
 
 

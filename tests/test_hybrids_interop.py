@@ -233,4 +233,19 @@ def test_costs_by_formula_are_those_of_the_layers(family):
     # A hybrid's own config says the same as the method does of the original's.
     own = cost(architecture(model.config), FLASH, 50, itemsize=4)
     assert (own.cache_bytes, own.weight_bytes, own.flops) == (found.cache_bytes, found.weight_bytes, found.flops)
-    assert found.cache_bytes < before.cache_bytes or 50 < lc.describe(model).layers[1].crossover
+    assert before.weight_bytes < found.weight_bytes
+
+
+def test_the_crossover_by_formula_is_the_described_one():
+    from hf_longctx.hf.architecture import architecture
+    from hf_longctx.measure.cost_model import FLASH, Method, cost, crossover
+
+    stock = build("llama")
+    a, method = architecture(stock.config), Method("most", mamba="0,2")
+    tokens_ = crossover(a, method, itemsize=4)
+    assert {layer.crossover for layer in lc.describe(lc.patch(stock, mamba="0,2")).layers} == {tokens_, None}
+    for n, fewer in ((tokens_ - 1, False), (tokens_, True)):
+        both = (cost(a, m, n, itemsize=4).cache_bytes for m in (method, FLASH))
+        assert (next(both) < next(both)) is fewer
+    assert crossover(a, FLASH) is None
+    assert crossover(architecture(build("mistral").config), Method("windows", mamba="0")) is None

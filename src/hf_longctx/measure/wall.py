@@ -9,7 +9,7 @@ from typing import Any
 from hf_longctx.hf.architecture import Architecture
 from hf_longctx.patterns import Layers, Pattern, gallery, parse, presets
 
-from .cost_model import FLASH, STANDARD, Cost, Method, cost, longest
+from .cost_model import FLASH, STANDARD, Cost, Method, cost, crossover, longest
 from .machines import Machine
 
 #: Sizes of patterns that are not given, by the name of the field.
@@ -28,7 +28,7 @@ def methods(attention: Iterable[str] | None = None, *, mamba: str = "*") -> list
 
     Args:
         attention: text forms of patterns or plans by layer; None takes every registered pattern and every preset.
-        mamba: selector of the layers that become Mamba-2 layers in the last one.
+        mamba: which layers become Mamba-2 layers in the last one, in text form.
 
     Raises:
         ValueError: a text that is no pattern.
@@ -66,8 +66,9 @@ def wall(
         chunk: rows of one forward in the figures that read the prompt in chunks; the others read it at once.
 
     Returns:
-        Plain data: `machine`, `itemsize`, `chunk`, `architecture`, and `methods`, each with `name`, `pattern` (text or
-        None), `rows` (a `Cost` as a dict by length, with `chunked_peak_bytes`), and `fits`: for each quantity the
+        Plain data: `machine`, `itemsize`, `chunk`, `architecture`, and `methods`, each with `name`, `pattern` and
+        `mamba` (text or None), `crossover` (tokens from which on its states take fewer bytes than the keys and values in
+        their place, or None), `rows` (a `Cost` as a dict by length, with `chunked_peak_bytes`), and `fits`: for each quantity the
         most tokens at which it is within the machine's memory, None where it always is, with `chunked_peak_bytes` too.
 
     Raises:
@@ -88,6 +89,8 @@ def wall(
             {
                 "name": method.name,
                 "pattern": None if method.attention is None else str(method.attention),
+                "mamba": method.mamba,
+                "crossover": crossover(a, method, itemsize=itemsize),
                 "rows": rows,
                 "fits": _fits(a, method, machine.memory, itemsize, chunk),
             }
