@@ -49,9 +49,7 @@ class LayerPlan:
     pattern: Pattern
 
 
-def kinds_of(
-    kinds: Sequence[str], windows: Sequence[int | None], mamba: Collection[int] = ()
-) -> tuple[str, ...]:
+def kinds_of(kinds: Sequence[str], windows: Sequence[int | None], mamba: Collection[int] = ()) -> tuple[str, ...]:
     """The layer type of each layer.
 
     Args:
@@ -105,8 +103,8 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
     for index, (kind, own, pattern) in enumerate(zip(shape.kinds, shape.windows, given)):
         if pattern is not None and kind not in ATTENTION_KINDS:
             raise ValueError(
-                f"layer {index} is of type {kind!r}, which no attention pattern can replace: name only layers of types "
-                f"{', '.join(ATTENTION_KINDS)}, or give the rest a pattern with '*', which passes over the others"
+                f"layer {index} is of type {kind!r}, which no attention pattern can replace: name only layers of "
+                f"types {', '.join(ATTENTION_KINDS)}, or give the rest a pattern with '*', which passes over the others"
             )
         replaced = own is not None and pattern is not None and own_windows == "replace"
         computed = pattern or Full()

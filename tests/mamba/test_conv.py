@@ -33,9 +33,7 @@ def test_equals_the_definition(batch, length, taps, seed, pads, packs):
     weight, bias = torch.randn(3, taps), torch.randn(3)
     valid = torch.rand(batch, length) < 0.6 if pads else torch.ones(batch, length, dtype=torch.bool)
     ids = (torch.rand(batch, length) < 0.3).cumsum(1) if packs else torch.zeros(batch, length, dtype=torch.long)
-    y, left = causal_conv(
-        x, weight, bias, past=past, valid=valid if pads else None, documents=ids if packs else None
-    )
+    y, left = causal_conv(x, weight, bias, past=past, valid=valid if pads else None, documents=ids if packs else None)
     for row in range(batch):
         expected = definition(x[row], weight, bias, past[row], valid[row], ids[row])
         torch.testing.assert_close((y[row], left[row]), expected, atol=1e-5, rtol=1e-5)

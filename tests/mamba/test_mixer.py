@@ -24,9 +24,7 @@ def teacher(seed: int = 0, *, bias: bool = True) -> dict[str, torch.Tensor]:
 def mixer(init: str = "attention", **fields) -> Mamba2Mixer:
     plan = Mamba2("0", init, **fields)
     weights = teacher()
-    form = Form(
-        **SMALL, taps=plan.conv, scale=0.5, rope=plan.rotates, classic=plan.classic, qkv_bias=not plan.classic
-    )
+    form = Form(**SMALL, taps=plan.conv, scale=0.5, rope=plan.rotates, classic=plan.classic, qkv_bias=not plan.classic)
     made = Mamba2Mixer(form)
     made.load_state_dict(convert(weights, form, plan, layer=0))
     return made.eval()
@@ -110,8 +108,9 @@ def test_conversion_is_pure_and_draws_by_seed_and_layer():
     before = {k: t.clone() for k, t in weights.items()}
     form = Form(**SMALL, classic=True)
     drawn = [
-        convert(weights, form, Mamba2("0", "random", seed=seed), layer=layer) for seed, layer in ((1, 0), (1, 0), (1, 1), (2, 0))
-    ]  # fmt: skip
+        convert(weights, form, Mamba2("0", "random", seed=seed), layer=layer)
+        for seed, layer in ((1, 0), (1, 0), (1, 1), (2, 0))
+    ]
     for name in drawn[0]:
         assert torch.equal(drawn[0][name], drawn[1][name])
     for other in drawn[2:]:

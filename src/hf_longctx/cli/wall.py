@@ -124,7 +124,7 @@ def show(document: dict[str, Any]) -> None:
     for method in methods:
         if method["crossover"] is not None:
             console.print(
-                f"{method['name']}: fewer bytes of state than of keys and values from {method['crossover']:,} tokens on",
+                f"{method['name']}: fewer bytes of state than of keys and values from {method['crossover']:,} tokens",
                 highlight=False, markup=False, soft_wrap=True,
             )  # fmt: skip
     table("memory, prompt read at once", "peak_bytes", size, "peak_bytes")

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.hf.documents import documents
+from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.plan import STATE_KIND, LayerPlan, ModelShape, kinds_of, resolve
 
 #: Must contain none of the names that transformers treats specially (flash, sdpa, flex_attention).

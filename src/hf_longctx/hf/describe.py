@@ -16,7 +16,8 @@ from hf_longctx.hf.mixers import UNHEALED, CachedMixer, mixers
 from hf_longctx.hf.undo import STEPS
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns import parse, reach_through
-from hf_longctx.plan import ATTENTION_KINDS, LayerPlan
+from hf_longctx.patterns.layers import ATTENTION_KINDS
+from hf_longctx.plan import LayerPlan
 from hf_longctx.rope import from_parameters
 from hf_longctx.rope import parse as parse_rope
 

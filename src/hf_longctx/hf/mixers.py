@@ -134,9 +134,9 @@ def read(attention: Any) -> dict[str, Tensor]:
         for kind, tensor in module.named_parameters():
             weights[f"{projection}.{kind}"] = tensor
     for norm in ("q_norm", "k_norm"):
-        module = getattr(attention, norm, None)
-        for kind, tensor in module.named_parameters() if module is not None else ():
-            weights[f"{norm}.{kind}"] = tensor
+        for kind, tensor in attention.named_parameters():
+            if kind.startswith(f"{norm}."):
+                weights[kind] = tensor
     heads, kv_heads, size = _sizes(attention)
     for kind in ("weight", "bias"):
         if (fused := weights.pop(f"qkv_proj.{kind}", None)) is not None:
@@ -218,8 +218,8 @@ def check(model: Any, plan: Mamba2) -> tuple[int, ...]:
     modules = attention_modules(model)
     if len(modules) != model.config.num_hidden_layers:
         raise ValueError(
-            f"{type(model).__name__} has {model.config.num_hidden_layers} layers, but {len(modules)} attention modules "
-            "were found: this architecture cannot be converted to Mamba-2"
+            f"{type(model).__name__} has {model.config.num_hidden_layers} layers, but {len(modules)} attention "
+            "modules were found: this architecture cannot be converted to Mamba-2"
         )
     windows = [own_window(modules[i]) for i in range(len(modules))]
     chosen = plan.select(kinds_of(getattr(model.config, "layer_types", None) or (), windows))

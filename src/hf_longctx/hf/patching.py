@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from hf_longctx.hf import caches, lengths, mixers, rotary
-from hf_longctx.hf.attention import NAME, PLAN_VERSION, eager, stored_plan
+from hf_longctx.hf import hooks, mixers, rotary
+from hf_longctx.hf.attention import NAME, PLAN_VERSION, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Swap, Undo
 from hf_longctx.mamba.mamba2 import Mamba2
@@ -51,8 +51,8 @@ def patch(
             `"0,-1=full;*=window:1024+global:4"`. Layers that no selector covers stay stock; `*` passes over Mamba
             layers.
         rope: a scaling or its text, such as `YaRN(factor=4)` or `"yarn:4"`; `"none"` removes a native one.
-        mamba: attention layers that become Mamba-2 layers, such as `Mamba2(layers="1::4")` or `"1::4"`. They start from
-            the model's own weights and are worse until they are trained; `docs/hybrids.md` says what to expect.
+        mamba: attention layers that become Mamba-2 layers, such as `Mamba2(layers="1::4")` or `"1::4"`. They start
+            from the model's own weights and are worse until they are trained; `docs/hybrids.md` says what to expect.
         backend: how attention is computed: `auto`, `reference`, `dense`, `tiled`, `flex`, `flash`, as in `attend`. An
             explicit one never falls back.
         own_windows: what becomes of windows that layers have of their own: `intersect` or `replace`.
@@ -133,13 +133,13 @@ def _patch(
         if given is not None:
             steps.append(_switch(model))
         if given is not None or hybrid is not None:
-            prepare = partial(_prepare_cache_for_generation, model)
+            prepare = partial(hooks.prepare_cache_for_generation, model)
             steps.append(Attributes(model, {"_prepare_cache_for_generation": prepare}))
         if given is not None or hybrid is not None or (change is not None and change.scaling.length_dependent):
             decoder = model.get_decoder()
-            steps.append(Hook(decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)))
+            steps.append(Hook(decoder.register_forward_pre_hook(hooks.before_forward, with_kwargs=True)))
         if change is not None and change.scaling.length_dependent:
-            steps.append(Attributes(model, {"generate": partial(_generate, model)}))
+            steps.append(Attributes(model, {"generate": partial(hooks.generate, model)}))
     except BaseException:
         for step in reversed(steps[kept:]):
             step.undo()
@@ -177,30 +177,29 @@ def unpatch(model: Model, *, mamba: bool = True) -> Model:
             f"model is a {type(model).__name__}: unpatch the transformers model itself, which a PEFT wrapper gives as "
             "model.get_base_model() and a DDP one as model.module"
         )
-    stored = getattr(getattr(model, "config", None), "longctx", None)
+    stored: Any = getattr(getattr(model, "config", None), "longctx", None)
     steps: list[Undo] | None = vars(model).get(STEPS)
     if steps is None and not stored:
         raise ValueError(f"{type(model).__name__} is not patched, so there is nothing to undo: patch it first")
     swaps = [step for step in steps or () if isinstance(step, Swap)]
-    plan = (stored or {}).get("mamba")
-    if plan and (steps is None or (mamba and not swaps)):
+    hybrid = stored["mamba"] if stored else None
+    if hybrid and (steps is None or (mamba and not swaps)):
         raise ValueError(
-            f"{type(model).__name__} was saved with Mamba layers ({plan}), so the attention weights that they replaced "
-            "are gone: load the original model for those, or undo only the rest with unpatch(model, mamba=False) on a "
-            "model from hf_longctx.from_pretrained"
+            f"{type(model).__name__} was saved with Mamba layers ({hybrid}), so the attention weights that they "
+            "replaced are gone: load the original model for those, or undo only the rest with "
+            "unpatch(model, mamba=False) on a model from hf_longctx.from_pretrained"
         )
     if steps is not None:
-        stays = [] if mamba or not plan else swaps
-        if plan and not mamba and not (stored["attention"] or stored["rope"]):
+        stays = [] if mamba or not hybrid else swaps
+        if hybrid and not mamba and not (stored["attention"] or stored["rope"]):
             raise ValueError("mamba is False, but the model has nothing besides its Mamba layers to undo")
         del vars(model)[STEPS]
         for step in reversed(steps):
             if not any(step is one for one in stays):
                 step.undo()
-        if plan and not mamba:
-            rest = {"attention": None, "rope": None, "mamba": plan, "backend": "auto", "own_windows": "intersect"}
-            adopt(model, rest, healed=True, swaps=stays)
-            model.config.longctx["healed"] = stored["healed"]  # type: ignore[index]
+        if hybrid and not mamba:
+            rest = {"attention": None, "rope": None, "mamba": hybrid, "backend": "auto", "own_windows": "intersect"}
+            adopt(model, rest, healed=stored["healed"], swaps=stays)
         return model
     original = stored_plan(model.config)["original"]
     if original:
@@ -298,69 +297,3 @@ def _switch(model: Any) -> Implementation:
             f"{type(model).__name__} did not take a new attention function: only `rope` can be patched on it"
         )
     return step
-
-
-@eager
-def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Runs before each forward of a patched decoder: refuses what would be ignored, readies cache and frequencies."""
-    config = decoder.config
-    plan = stored_plan(config)
-    changed = plan["attention"] or plan["mamba"]
-    if changed and (kwargs.get("output_attentions") or getattr(config, "output_attentions", False)):
-        raise ValueError(
-            "output_attentions is set, but patched attention and Mamba layers have no weights to return: unpatch the "
-            "model for it"
-        )
-    kwargs = caches.ready(decoder, args, kwargs)
-    tokens = next(
-        (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
-    )
-    if tokens is not None and plan["mamba"]:
-        kwargs = {**kwargs, "longctx_tokens": mixers.tokens_of(decoder, kwargs, int(tokens.shape[1]))}
-    if tokens is not None:
-        lengths.before_forward(decoder, kwargs, int(tokens.shape[1]))
-    return args, kwargs
-
-
-def _prepare_cache_for_generation(
-    self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-) -> Any:
-    """The cache that `generate` makes, with layers that fit the plan before assisted decoding asks them to record.
-
-    Raises:
-        ValueError: a model with Mamba layers as the assistant, whose tokens are to be taken back.
-    """
-    if generation_config.is_assistant and self.config.longctx["mamba"]:
-        raise ValueError(
-            f"{type(self).__name__} has Mamba layers, which cannot take tokens back, so it cannot assist: give another "
-            "assistant_model, or none"
-        )
-    result = type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None:
-        caches.fit(cache, self.get_decoder())
-        if generation_config.is_assistant:
-            cache.activate_past_recording()
-    return result
-
-
-def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
-    """`generate` under one length, prompt and new tokens together, for RoPE that depends on it.
-
-    Padding does not count. A batch has one set of frequencies, so the row with the most real tokens decides. A length
-    that the caller holds already stays.
-    """
-    if lengths.is_held(self):
-        return type(self).generate(self, inputs, generation_config, **kwargs)
-    settings = generation_config or self.generation_config
-    prompt = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
-    length = 1 if prompt is None else int(prompt.shape[1])
-    mask = kwargs.get("attention_mask")
-    padding = 0
-    if mask is not None and mask.ndim == 2 and mask.shape[1] == length:
-        padding = length - int(mask.bool().sum(-1).max())
-    new = kwargs.get("max_new_tokens", settings.max_new_tokens)
-    most = kwargs.get("max_length", settings.max_length) or 20  # transformers' own default
-    total = length + new if new is not None else max(length + 1, most)
-    with lengths.held_length(self, total - padding):
-        return type(self).generate(self, inputs, generation_config, **kwargs)

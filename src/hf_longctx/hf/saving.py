@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from hf_longctx.hf.attention import NAME, arguments, stored_plan
 from hf_longctx.hf import mixers
+from hf_longctx.hf.attention import NAME, arguments, stored_plan
 from hf_longctx.hf.patching import adopt, patch
 from hf_longctx.mamba.mamba2 import parse
 
@@ -72,7 +72,9 @@ def _load_hybrid(path: str, config: Any, mamba: str, kwargs: dict[str, Any]) -> 
     plan = parse(mamba)
     classes = AutoModelForCausalLM._model_mapping
     if type(config) not in classes:
-        raise ValueError(f"{path} was saved with Mamba layers by another version: {type(config).__name__} has none here")
+        raise ValueError(
+            f"{path} was saved with Mamba layers by another version: {type(config).__name__} has none here"
+        )
     own = classes[type(config)]
 
     class Hybrid(own):  # type: ignore[misc, valid-type]

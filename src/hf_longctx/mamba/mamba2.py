@@ -33,8 +33,8 @@ class Mamba2:
         TypeError: a field of the wrong type.
         ValueError: a field out of range, or one that its `init` has no use for.
 
-    >>> str(Mamba2("1::4", init="mamba-in-llama")), parse("1::4,init=mamba-in-llama") == Mamba2("1::4", "mamba-in-llama")
-    ('1::4,init=mamba-in-llama', True)
+    >>> str(Mamba2("1::4", init="random")), parse("1::4,init=random") == Mamba2("1::4", "random")
+    ('1::4,init=random', True)
     """
 
     layers: str

@@ -9,14 +9,15 @@ its group:
     y_h     = scale S_g C_h + D_h x_g
     out     = O (y * silu(Z u + z))
 
-What query heads of a group share, they still share: x, B, the step, the decay and the state. B and C are rotated (RoPE)
-if the plan says so. In the classic form, as Mamba-2 was published (Dao and Gu 2024, arXiv 2405.21060, section 7), the
+What query heads of a group share, they still share: x, B, the step, the decay and the state. B and C are rotated
+(RoPE) if the plan says so. In the classic form, as Mamba-2 was published (Dao and Gu 2024, arXiv 2405.21060, section 7), the
 convolution is followed by SiLU, the step multiplies x, and the gated output passes a norm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ class Mamba2Mixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        where = {"device": device, "dtype": dtype}
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         values, _, inner = form.splits
         self.form = form
         self.q_proj = nn.Linear(form.hidden, inner, bias=form.qkv_bias, **where)
@@ -140,7 +141,7 @@ class Mamba2Mixer(nn.Module):
         self.norm_weight = nn.Parameter(torch.empty(inner, **where)) if form.classic else None
         self.conv_weight = nn.Parameter(torch.empty(sum(form.splits), form.taps, **where))
         self.conv_bias = nn.Parameter(torch.empty(sum(form.splits), **where))
-        exact = {"device": device, "dtype": torch.float32}
+        exact: dict[str, Any] = {"device": device, "dtype": torch.float32}
         self.A_log = nn.Parameter(torch.empty(form.kv_heads, **exact))
         self.dt_bias = nn.Parameter(torch.empty(form.kv_heads, **exact))
         self.D = nn.Parameter(torch.empty(form.heads, **exact))

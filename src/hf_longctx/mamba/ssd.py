@@ -54,7 +54,8 @@ def ssd(
             they are installed. A name given is never replaced by another.
 
     Returns:
-        y (b, l, h, p) in x's dtype, (b, l, c, p) where C has more groups than B, or y and the state (b, h, p, n), float32 (float64 for float64).
+        y (b, l, h, p) in x's dtype, (b, l, c, p) where C has more groups than B, or y and the state (b, h, p, n),
+        float32 (float64 for float64).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
