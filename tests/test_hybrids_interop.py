@@ -238,7 +238,8 @@ def test_costs_by_formula_are_those_of_the_layers(family):
 
 def test_the_crossover_by_formula_is_the_described_one():
     from hf_longctx.hf.architecture import architecture
-    from hf_longctx.measure.cost_model import FLASH, Method, cost, crossover
+    from hf_longctx.measure.cost_model import FLASH, Method, cost
+    from hf_longctx.measure.wall import crossover
 
     stock = build("llama")
     a, method = architecture(stock.config), Method("most", mamba="0,2")

@@ -270,32 +270,6 @@ def longest(size: Callable[[int], int], memory: int) -> int | None:
     return low
 
 
-def crossover(a: Architecture, method: Method, *, itemsize: int = 2) -> int | None:
-    """The first length at which a method's states take fewer bytes than the keys and values in their place.
-
-    Args:
-        a: the model's sizes.
-        method: one with Mamba-2 layers.
-        itemsize: bytes of a number.
-
-    Returns:
-        Tokens; None where keys and values never take more, because windows bound them, or without Mamba-2 layers.
-
-    >>> from transformers import LlamaConfig
-    >>> from hf_longctx.hf.architecture import architecture
-    >>> crossover(architecture(LlamaConfig(num_key_value_heads=8)), Method("half", mamba="::2"))
-    138
-    """
-    without = replace(method, mamba=None)
-
-    def saved(n: int) -> int:
-        with_states, keys = (cost(a, m, n, itemsize=itemsize, count=False).cache_bytes for m in (method, without))
-        return keys - with_states
-
-    fewer = None if method.mamba is None else longest(saved, 0)
-    return None if fewer is None else fewer + 1
-
-
 @dataclass(frozen=True)
 class _Mixing:
     """One layer: scores of a head, operations, bytes kept after the forward and held during the prefill."""

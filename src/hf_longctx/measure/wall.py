@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from hf_longctx.hf.architecture import Architecture
 from hf_longctx.patterns import Layers, Pattern, gallery, parse, presets
 
-from .cost_model import FLASH, STANDARD, Cost, Method, cost, crossover, longest
+from .cost_model import FLASH, STANDARD, Cost, Method, cost, longest
 from .machines import Machine
 
 #: Sizes of patterns that are not given, by the name of the field.
@@ -103,6 +103,32 @@ def wall(
         | {"layers": a.layers, "kv_heads": a.shape.kv_heads, "windows": list(a.shape.windows)},
         "methods": shown,
     }
+
+
+def crossover(a: Architecture, method: Method, *, itemsize: int = 2) -> int | None:
+    """The first length at which a method's states take fewer bytes than the keys and values in their place.
+
+    Args:
+        a: the model's sizes.
+        method: one with Mamba-2 layers.
+        itemsize: bytes of a number.
+
+    Returns:
+        Tokens; None where keys and values never take more, because windows bound them, or without Mamba-2 layers.
+
+    >>> from transformers import LlamaConfig
+    >>> from hf_longctx.hf.architecture import architecture
+    >>> crossover(architecture(LlamaConfig(num_key_value_heads=8)), methods([], mamba="::2")[-1])
+    138
+    """
+    without = replace(method, mamba=None)
+
+    def saved(n: int) -> int:
+        with_states, keys = (cost(a, m, n, itemsize=itemsize, count=False).cache_bytes for m in (method, without))
+        return keys - with_states
+
+    fewer = None if method.mamba is None else longest(saved, 0)
+    return None if fewer is None else fewer + 1
 
 
 def _fits(a: Architecture, method: Method, memory: int, itemsize: int, chunk: int) -> dict[str, int | None]:
