@@ -40,7 +40,8 @@ def test_the_start_equals_the_dense_formula(family, layers, monkeypatch):
         each, length = query.shape[1] // key.shape[1], query.shape[2]
         key, value = (t.repeat_interleave(each, 1) for t in (key, value))
         distance = (torch.arange(length)[:, None] - torch.arange(length)).double()
-        decay = torch.exp(-distance / memories(2, 64).repeat_interleave(each)[:, None, None]).tril()
+        rate = 1 / memories(2, 64).repeat_interleave(each)[:, None, None]
+        decay = (1 - torch.exp(-rate)) * torch.exp(-distance * rate).tril()
         return (query @ key.transpose(2, 3) * kwargs["scaling"] * decay @ value).transpose(1, 2), None
 
     ids = tokens(2, 50)

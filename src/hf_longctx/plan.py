@@ -104,7 +104,7 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
         if pattern is not None and kind not in ATTENTION_KINDS:
             raise ValueError(
                 f"layer {index} is of type {kind!r}, which no attention pattern can replace: name only layers of "
-                f"types {', '.join(ATTENTION_KINDS)}, or give the rest a pattern with '*', which passes over the others"
+                f"types {', '.join(ATTENTION_KINDS)}, or give the rest a pattern with '*', which passes over others"
             )
         replaced = own is not None and pattern is not None and own_windows == "replace"
         computed = pattern or Full()

@@ -53,7 +53,8 @@ def test_the_start_is_decayed_linear_attention(memory):
         for i in range(30):
             for j in range(i + 1):
                 score = 0.5 * (q[:, i, head] * k[:, j, head // 3].conj()).real.sum(-1)
-                out[:, i, head] += (torch.exp((i - j) * decay[head]) * score)[:, None] * v[:, j, head // 3]
+                weight = (1 - torch.exp(decay[head])) * torch.exp((i - j) * decay[head])
+                out[:, i, head] += (weight * score)[:, None] * v[:, j, head // 3]
     expected = (out.flatten(2) @ weights["o_proj.weight"].T.double()).float()
     y, (_, state) = mixer(memory=memory).mix(hidden, rotary(30, 2))
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)

@@ -21,7 +21,7 @@ from hf_longctx.mamba.mixer import Form, Mamba2Mixer
 from hf_longctx.plan import kinds_of
 
 #: Parameters that stay float32 whatever the model's dtype.
-EXACT = ("A_log", "dt_bias", "D")
+EXACT = ("A_log", "dt_bias", "D", "scale")
 UNHEALED = (
     "converted to Mamba-2 and not trained since: its answers are worse than the model's own until it is healed by "
     "distillation or fine-tuning"
@@ -162,7 +162,7 @@ def form_of(attention: Any, plan: Mamba2) -> Form:
         kv_heads=kv_heads,
         head_dim=size,
         taps=plan.conv,
-        scale=1.0 if plan.classic else float(attention.scaling),
+        scale=float(attention.scaling),
         rope=plan.rotates,
         classic=plan.classic,
         qkv_bias=not plan.classic and "q_proj.bias" in weights,

@@ -22,8 +22,9 @@ def convert(weights: Mapping[str, Tensor], form: Form, plan: Mamba2, *, layer: i
 
     With `attention`, V, K and Q make x, B and C, and O the output (biases and head norms carried over); the
     convolution passes the current token alone, the gate is open, steps are 1 and the skip is 0. So the layer computes
-    y_i = scale sum_{j <= i} exp(A)^(i - j) (q_i . k_j) v_j, causal linear attention (Katharopoulos et al. 2020, arXiv
-    2006.16236, equation 9, without its normaliser) that forgets by head.
+    y_i = (1 - a) scale sum_{j <= i} a^(i - j) (q_i . k_j) v_j with a = exp(A) by head: causal linear attention
+    (Katharopoulos et al. 2020, arXiv 2006.16236, equation 9) that forgets. The weights a^(i - j) sum to 1 / (1 - a),
+    which takes the place of that equation's normaliser, so that a long memory does not make for a large output.
 
     With `mamba-in-llama` the same four are copied into the classic form, without biases and norms, and the rest is
     drawn as Mamba-2 does (Wang et al. 2024, arXiv 2408.15237, section 3). `random` draws the projections too.
@@ -36,7 +37,7 @@ def convert(weights: Mapping[str, Tensor], form: Form, plan: Mamba2, *, layer: i
         layer: index of the layer, so that no two layers draw the same.
 
     Returns:
-        New tensors for all parameters, in the dtype of the weights; `A_log`, `dt_bias` and `D` float32.
+        New tensors for all parameters, in the dtype of the weights; those by head float32.
     """
     like = weights["q_proj.weight"]
     draw = _Draw(plan.seed * 10007 + layer, like)
@@ -66,15 +67,18 @@ def convert(weights: Mapping[str, Tensor], form: Form, plan: Mamba2, *, layer: i
         return made
     delta = like.new_zeros(channels, form.taps)
     delta[:, -1] = 1
+    rates = 1 / memories(groups, plan.memory)
+    scale = -form.scale * (-rates).expm1().repeat_interleave(form.heads // groups)
     return made | {
         "z_proj.weight": like.new_zeros(form.inner, form.hidden),
         "z_proj.bias": like.new_full((form.inner,), OPEN_GATE),
         "dt_proj.weight": like.new_zeros(groups, form.hidden),
         "conv_weight": delta,
         "conv_bias": like.new_zeros(channels),
-        "A_log": -memories(groups, plan.memory).log().to(like.device, torch.float32),
+        "A_log": rates.log().to(like.device, torch.float32),
         "dt_bias": like.new_full((groups,), STEP_OF_1, dtype=torch.float32),
         "D": like.new_zeros(form.heads, dtype=torch.float32),
+        "scale": scale.to(like.device, torch.float32),
     }
 
 

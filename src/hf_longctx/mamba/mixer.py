@@ -6,12 +6,12 @@ its group:
     x, B, C = conv(V u), conv(K u), conv(Q u)     V, K, Q as the attention layer had them, norms included
     step    = softplus(W u + b)                   one for each g
     S_g     = exp(step A_g) S_g + x_g B_g^T       a P x P matrix: all that is remembered
-    y_h     = scale S_g C_h + D_h x_g
+    y_h     = c_h S_g C_h + D_h x_g               c_h a number for each query head
     out     = O (y * silu(Z u + z))
 
 What query heads of a group share, they still share: x, B, the step, the decay and the state. B and C are rotated
-(RoPE) if the plan says so. In the classic form, as Mamba-2 was published (Dao and Gu 2024, arXiv 2405.21060, section 7), the
-convolution is followed by SiLU, the step multiplies x, and the gated output passes a norm.
+(RoPE) if the plan says so. In the classic form, as Mamba-2 was published (Dao and Gu 2024, arXiv 2405.21060, section
+7), the convolution is followed by SiLU, the step multiplies x, the gated output passes a norm, and c is 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Form:
         kv_heads: key-value heads, G.
         head_dim: numbers in a head, P; the state has as many columns.
         taps: of the convolution.
-        scale: what multiplies C.
+        scale: of the attention layer's scores.
         rope: whether B and C are rotated.
         classic: as Mamba-2 was published, rather than linear attention with its additions.
         qkv_bias: whether the projections in have a bias.
@@ -104,7 +104,8 @@ class Form:
     @property
     def added(self) -> int:
         """All parameters beyond those of the attention layer: the convolution, decay, skip and biases too."""
-        return self.matrices + (self.taps + 1) * sum(self.splits) + 2 * self.kv_heads + self.heads + self.inner
+        by_head = 2 * self.kv_heads + (1 if self.classic else 2) * self.heads
+        return self.matrices + (self.taps + 1) * sum(self.splits) + by_head + self.inner
 
 
 class Mamba2Mixer(nn.Module):
@@ -115,7 +116,7 @@ class Mamba2Mixer(nn.Module):
         q_norm: applied to each query head, for models that normalise queries and keys; None without.
         k_norm: applied to each key head.
         device: where the parameters are made.
-        dtype: of the parameters; decay, step bias and skip are float32.
+        dtype: of the parameters; those by head (decay, step bias, skip, scale) are float32.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Mamba2Mixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(form.kv_heads, **exact))
         self.dt_bias = nn.Parameter(torch.empty(form.kv_heads, **exact))
         self.D = nn.Parameter(torch.empty(form.heads, **exact))
+        self.scale = None if form.classic else nn.Parameter(torch.empty(form.heads, **exact))
 
     def mix(
         self,
@@ -189,9 +191,10 @@ class Mamba2Mixer(nn.Module):
             if rotary is None:
                 raise ValueError("rotary is None, but this layer rotates B and C: pass position_embeddings")
             B, C = (_rotated(t, *rotary) for t in (B, C))
+        C = C if self.scale is None else (C * self.scale[:, None]).to(x.dtype)
         exact = working(x.dtype)
         step = softplus(self.dt_proj(hidden).to(exact) + self.dt_bias.to(exact))
-        y, state = self._scan(x, step, B, C * form.scale, None if past is None else past[1], valid, documents)
+        y, state = self._scan(x, step, B, C, None if past is None else past[1], valid, documents)
         # Head h reads the state of key-value head h // (H / G).
         skip = self.D.to(y.dtype).view(form.kv_heads, -1, 1) * x[:, :, :, None]
         y = (y + skip.flatten(2, 3)).flatten(2) * silu(self.z_proj(hidden))

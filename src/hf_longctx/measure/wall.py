@@ -69,7 +69,8 @@ def wall(
         Plain data: `machine`, `itemsize`, `chunk`, `architecture`, and `methods`, each with `name`, `pattern` and
         `mamba` (text or None), `crossover` (tokens from which on its states take fewer bytes than the keys and values
         in their place, or None), `rows` (a `Cost` as a dict by length, with `chunked_peak_bytes`), and `fits`: for
-        each quantity the most tokens at which it is within the machine's memory, None where it always is, with `chunked_peak_bytes` too.
+        each quantity the most tokens at which it is within the machine's memory, None where it always is, with
+        `chunked_peak_bytes` too.
 
     Raises:
         ValueError: no length or one below 1, or a plan that does not fit the model.
