@@ -115,6 +115,23 @@ def test_rows_of_a_cache(plan, change):
     torch.testing.assert_close(got, expected, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+@torch.no_grad()
+def test_rows_of_different_lengths_go_on_after_right_padding(plan):
+    """The state is that of each row's last real token, not of its last column."""
+    model, ids, rest, mask = hybrid("llama", plan), tokens(3, 20), tokens(3, 4, seed=2), padding("right", 3, 20)
+    cache, parts, lengths = DynamicCache(config=model.config), [], mask.sum(1, keepdim=True)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    model(ids, attention_mask=mask, position_ids=places, past_key_values=cache)
+    for i in range(4):
+        mask = torch.cat([mask, torch.ones(3, 1, dtype=torch.long)], 1)
+        step = {"attention_mask": mask, "position_ids": lengths + i, "past_key_values": cache}
+        parts.append(model(rest[:, i : i + 1], **step).logits)
+    for row, length in enumerate(lengths[:, 0].tolist()):
+        alone = model(torch.cat([ids[row, :length], rest[row]])[None], use_cache=False).logits[0, length:]
+        torch.testing.assert_close(torch.cat(parts, 1)[row], alone, atol=5e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_snapshot_restore_and_reset():
     model, ids = hybrid("llama", "all"), tokens(2, 40)
