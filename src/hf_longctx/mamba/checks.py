@@ -26,7 +26,8 @@ def ssd(
     _same("A", A, (heads,), "one rate for each head of x")
     groups, n = _shape("B", B, "batch", "length", "groups", "state size")[2:]
     _same("B", B, (batch, length, groups, n), "with the batch and length of x")
-    _readers(C, (batch, length), heads, groups, n)
+    if C.shape != B.shape:
+        _readers(C, (batch, length), heads, groups, n)
     _groups(heads, groups, "heads")
     if D is not None and D.shape != (heads,):
         _same("D", D, (heads, size), f"or {(heads,)}, one weight for each head")
@@ -79,7 +80,8 @@ def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
     _same("A", A, (heads,), "one rate for each head of x")
     groups = _shape("B", B, "batch", "groups", "state size")[1]
     _same("B", B, (batch, groups, n), "with the batch and state size of state")
-    _readers(C, (batch,), heads, groups, n)
+    if C.shape != B.shape:
+        _readers(C, (batch,), heads, groups, n)
     _groups(heads, groups, "heads")
     if D is not None and D.shape != (heads,):
         _same("D", D, (heads, size), f"or {(heads,)}, one weight for each head")

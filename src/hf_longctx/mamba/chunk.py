@@ -200,7 +200,8 @@ def backward(one: Chunk, of: Inputs, into: Gradients, dy: Tensor, state: Tensor,
     # Gradients of the logarithms of each decay. A token's own weight does not decay. Sums are exact: what one token
     # gets and another gives must cancel for the steps outside of the two, and a step may be long.
     exact = of.A.dtype
-    d_log = d_weights.mul_(weights).sum(3).tril_(-1)
+    d_log = d_weights.mul_(weights)
+    d_log = (d_log[:, :, :, 0] if d_log.shape[3] == 1 else d_log.sum(3)).tril_(-1)
     d_sum = d_log.sum(4, dtype=exact) - d_log.sum(3, dtype=exact)
 
     # u @ B^T goes into the state, so these are the state's gradient as each token wrote it.
