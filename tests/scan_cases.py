@@ -18,6 +18,7 @@ def arguments(
     groups: int = 2,
     n: int = 16,
     *,
+    readers: int = 1,
     decay: float = 0.3,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -26,7 +27,7 @@ def arguments(
     g = torch.Generator().manual_seed(seed)
     normal = [
         torch.randn(batch, length, *tail, generator=g, dtype=dtype)
-        for tail in ((heads, size), (groups, n), (groups, n))
+        for tail in ((heads, size), (groups, n), (groups * readers, n))
     ]
     x, B, C = normal
     return {
@@ -56,8 +57,9 @@ def cases(draw: st.DrawFn) -> Case:
     """Any shape, any chunk, any mixture of steps: none at all, gentle ones, and ones that forget everything."""
     batch, length = draw(st.integers(1, 3)), draw(st.integers(1, 90))
     groups, each = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    readers, each = draw(st.sampled_from([(1, each), (3, 1)]))
     size, n, seed = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(0, 1 << 20))
-    of = arguments(batch, length, groups * each, size, groups, n, seed=seed)
+    of = arguments(batch, length, groups * each, size, groups, n, readers=readers, seed=seed)
     g = torch.Generator().manual_seed(seed + 1)
     kind = torch.randint(draw(st.sampled_from([1, 2, 3])), of["dt"].shape, generator=g)
     of["dt"][kind == 1] = 0

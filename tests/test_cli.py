@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hf_longctx as lc
-from families import FAMILIES, build
+from families import FAMILIES, build, tokens
 from hf_longctx.attention import BACKENDS, flash, flex
 from hf_longctx.cli import main
 from hf_longctx.cli.env import _backend
@@ -31,6 +31,14 @@ def run(monkeypatch, capsys):
         return int(exit_.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture
+def tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")))
 
 
 def test_as_a_module():
@@ -145,6 +153,7 @@ def test_wall_prints_every_pattern_and_preset(run, monkeypatch, tmp_path):
     assert code == 0, err
     for name in ("standard: one matrix", "flash", "mamba2", "longnet", "window:1024", "NVIDIA L4", "plot: wall.png"):
         assert name in out
+    assert "mamba2: fewer bytes of state than of keys and values from" in out
     assert (tmp_path / "wall.png").is_file()
 
 
@@ -160,8 +169,36 @@ def test_describe_reads_only_the_config(family, tmp_path, run):
     assert len(document["layers"]) == 3
 
 
-def test_describe_of_a_patched_checkpoint_shows_its_plan(tmp_path, run):
-    model = lc.patch(build("llama"), attention="1=window:6;*=full", rope="dynamic:1")
+def test_convert_saves_what_loads_without_the_original(tmp_path, run, tokenizer):
+    model, out = build("qwen3"), tmp_path / "new" / "hybrid"
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments = ("--mamba", "1", "--attention", "window:6", "--out", str(out))
+    code, shown, err = run("convert", str(tmp_path / "model"), *arguments)
+    assert code == 0, err
+    assert "1 Mamba-2 layer: " in shown
+    assert "until it is healed" in shown
+    lc.patch(model, mamba="1", attention="window:6")
+    ids = tokens(1, 20)
+    loaded, _ = lc.load_model(str(out))
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert {p.name for p in out.parent.iterdir()} == {"hybrid"}
+    assert run("describe", str(out))[1].strip() == str(lc.describe(model))
+    assert "holds something" in run("convert", str(tmp_path / "model"), *arguments)[2]
+    again = ("convert", str(out), "--mamba", "0", "--out", str(tmp_path / "x"))
+    assert "was saved patched: convert the original" in run(*again)[2]
+    assert not (tmp_path / "x").exists()
+    document = json.loads(run("convert", str(tmp_path / "model"), *arguments[:-1], str(tmp_path / "y"), "--json")[1])
+    assert document["description"] == json.loads(json.dumps(lc.describe(model).to_dict()))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [{"attention": "1=window:6;*=full", "rope": "dynamic:1"}, {"mamba": "1,init=random", "attention": "window:4"}],
+    ids=["attention", "mamba"],
+)
+def test_describe_of_a_patched_checkpoint_shows_its_plan(plan, tmp_path, run):
+    model = lc.patch(build("llama"), **plan)
     model.save_pretrained(tmp_path)
     assert run("describe", str(tmp_path))[1].strip() == str(lc.describe(model))
 
@@ -195,6 +232,10 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(tmp_path, run):
         (("needle", "{nowhere}", "--needles", "many"), "shared, single"),
         (("needle", "{nowhere}", "--style", "plain"), "prefix, chat, base"),
         (("describe", "{patched}", "--rope", "yarn:2"), "was saved patched"),
+        (("describe", "{model}", "--mamba", "*"), "leaves no attention layer among 3"),
+        (("describe", "{model}", "--mamba", "1", "--attention", "1=full"), "no attention pattern can replace"),
+        (("convert", "{model}", "--mamba", "1", "--out", "{model}"), "holds something already"),
+        (("convert", "{nowhere}", "--mamba", "1", "--out", "{nowhere}/x"), "cannot be loaded"),
         (("wall", "{nowhere}"), "llama-3.1-8b"),
         (("wall", "{model}", "--memory", "h10"), "did you mean 'h100'"),
         (("wall", "{model}", "--attention", "windw:8"), "did you mean 'window'"),
@@ -223,6 +264,7 @@ def test_help_names_every_command(run):
         "tasks",
         "cost",
         "wall",
+        "convert",
         "report",
         "rope",
         "describe",

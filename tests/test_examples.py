@@ -13,6 +13,7 @@ ARGUMENTS = {
     "how_far_does_it_see.py": ["--lengths", "300", "--depths", "2"],
     "add_your_own_pattern.py": [],
     "patch_in_a_notebook.py": [],
+    "llama_to_hybrid.py": [],
 }
 
 

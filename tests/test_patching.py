@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 
 import pytest
@@ -21,6 +20,7 @@ from transformers import (
 
 import hf_longctx as lc
 from families import FAMILIES, build, tokens
+from fingerprint import fingerprint
 from hf_longctx.patterns import Full, Global, Layers, SlidingWindow
 from hf_longctx.rope import YaRN
 
@@ -31,33 +31,6 @@ CHANGES = {
     "dynamic": {"rope": "dynamic:1"},
     "both": {"attention": "window:8+global:2", "rope": YaRN(2), "own_windows": "replace"},
 }
-
-
-def fingerprint(model) -> dict:
-    """Identities of everything that a patch could touch."""
-    modules = dict(model.named_modules())
-    return {
-        "class": type(model),
-        "modules": {name: id(m) for name, m in modules.items()},
-        "forwards": {name: m.forward.__func__ for name, m in modules.items()},
-        "own attributes": {name: sorted(k for k in vars(m)) for name, m in modules.items()},
-        "values": {
-            name: {k: v for k, v in vars(m).items() if isinstance(v, (int, float, str, bool, type(None), dict))}
-            for name, m in modules.items()
-            if "otary" in type(m).__name__
-        },
-        "hooks": {
-            name: {k: len(v) for k, v in vars(m).items() if "hooks" in k and v is not None}
-            for name, m in modules.items()
-        },
-        "tensors": {name: (id(t), t.data_ptr(), t._version) for name, t in model.state_dict(keep_vars=True).items()},
-        "buffers": {name: (id(b), b._version) for name, b in model.named_buffers()},
-        "config": json.dumps(model.config.to_dict(), sort_keys=True, default=str),
-        "config attributes": sorted(vars(model.config)),
-        "implementation": model.config._attn_implementation,
-        "generation config": json.dumps(model.generation_config.to_dict(), sort_keys=True, default=str),
-        "generate": vars(model).get("generate"),
-    }
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -165,7 +138,12 @@ def test_text_and_objects_are_the_same():
         ({"rope": "yarn:0.5"}, "0.5"),
         ({"rope": "yarn:to=32"}, "32"),
         ({"rope": "yarn:2", "backend": "foo"}, "backend is 'foo'"),
-        ({"mamba": "1::4"}, "no Mamba"),
+        ({"mamba": "7"}, "'7' matches no layer"),
+        ({"mamba": "*"}, "leaves no attention layer among 3"),
+        ({"mamba": "1,init=rondom"}, "did you mean 'random'"),
+        ({"mamba": 3}, "mamba is 3"),
+        ({"mamba": "1", "attention": "1=window:4;*=full"}, "layer 1 is of type 'linear_attention'"),
+        ({"mamba": "1", "rope": "yarn:0.5"}, "0.5"),
         ({"attention": "window:4", "rope": "linear:nan"}, "nan"),
     ],
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hf_longctx.patterns import Full, Heads, Layers, Pattern
+from hf_longctx.patterns.layers import ATTENTION_KINDS
 
 OWN_WINDOWS = ("intersect", "replace")
-#: Layer types whose attention is ordinary causal attention, perhaps through a window.
-ATTENTION_KINDS = ("full_attention", "sliding_attention")
+#: The type, in transformers' words, of a layer that has a recurrent state in the place of keys and values.
+STATE_KIND = "linear_attention"
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class ModelShape:
     """What a plan needs to know of a model.
 
     Attributes:
-        kinds: the layer type of each layer.
+        kinds: the layer type of each layer, `STATE_KIND` where a Mamba layer stands.
         windows: the window that each layer has of its own, in keys, or None.
         kv_heads: key-value heads of a layer.
     """
@@ -48,6 +49,21 @@ class LayerPlan:
     pattern: Pattern
 
 
+def kinds_of(kinds: Sequence[str], windows: Sequence[int | None], mamba: Collection[int] = ()) -> tuple[str, ...]:
+    """The layer type of each layer.
+
+    Args:
+        kinds: those that the config names; empty where it names none.
+        windows: the window that each layer has of its own.
+        mamba: indices of layers that are Mamba layers instead.
+
+    >>> kinds_of((), (None, 8, None), mamba=[2])
+    ('full_attention', 'sliding_attention', 'linear_attention')
+    """
+    named = tuple(kinds) or tuple("full_attention" if w is None else "sliding_attention" for w in windows)
+    return tuple(STATE_KIND if i in mamba else kind for i, kind in enumerate(named))
+
+
 def check_own_windows(own_windows: str) -> None:
     """Raise ValueError unless `own_windows` is a mode that `resolve` knows."""
     if own_windows not in OWN_WINDOWS:
@@ -58,7 +74,7 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
     """The plan of every layer.
 
     Args:
-        attention: one pattern for all layers, a plan by layer, or None (every layer stock).
+        attention: one pattern for all attention layers, a plan by layer, or None (every layer stock).
         shape: the model.
         own_windows: `intersect` (a layer's own window stays) or `replace` (the pattern stands in its place).
 
@@ -77,13 +93,18 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
     elif isinstance(attention, Layers):
         given = attention.resolve(count, shape.kinds)
     else:
-        given = [attention] * count
+        given = [attention if kind in ATTENTION_KINDS else None for kind in shape.kinds]
+        if not any(given):
+            raise ValueError(
+                f"attention={str(attention)!r} matches no layer: none of {count} is of types "
+                f"{', '.join(ATTENTION_KINDS)}"
+            )
     plans = []
     for index, (kind, own, pattern) in enumerate(zip(shape.kinds, shape.windows, given)):
         if pattern is not None and kind not in ATTENTION_KINDS:
             raise ValueError(
-                f"layer {index} is of type {kind!r}, which no attention pattern can replace: give patterns to layers "
-                f"of types {', '.join(ATTENTION_KINDS)} only, by selectors"
+                f"layer {index} is of type {kind!r}, which no attention pattern can replace: name only layers of "
+                f"types {', '.join(ATTENTION_KINDS)}, or give the rest a pattern with '*', which passes over others"
             )
         replaced = own is not None and pattern is not None and own_windows == "replace"
         computed = pattern or Full()

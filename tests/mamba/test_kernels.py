@@ -57,10 +57,12 @@ def test_what_does_not_fit(monkeypatch, change, chunk, words):
     assert (reason is None) if words is None else (words in reason)
 
 
-def test_dispatch_hands_over_all_arguments(monkeypatch):
+@pytest.mark.parametrize(("groups", "readers"), [(2, 1), (4, 3)])
+def test_dispatch_hands_over_all_arguments(groups, readers, monkeypatch):
     """On CUDA tensors the kernels get everything, in their own names; here the definition plays their part."""
 
     def scan(x, dt, A, B, C, chunk_size, D, initial_states, seq_idx, return_final_states):
+        assert B.shape == C.shape  # the kernels know of no readers
         assert (chunk_size, seq_idx.dtype, return_final_states) == (kernels.CHUNK, torch.int32, True)
         assert seq_idx[:, 0].eq(0).all()  # the kernels take the initial state for that of document 0
         return reference.ssd(x, dt, A, B, C, D=D, initial_state=initial_states, segments=seq_idx)
@@ -74,7 +76,7 @@ def test_dispatch_hands_over_all_arguments(monkeypatch):
         return y[:, 0]
 
     monkeypatch.setattr(kernels, "_found", lambda: (scan, step))
-    of = arguments(2, 30)
+    of = arguments(2, 30, groups=groups, readers=readers)
     options = {"D": torch.randn(4), "initial_state": torch.randn(2, 4, 8, 16)}
     ids = torch.arange(30).div(7).long().expand(2, -1) + 5
     expected = ssd(**of, **options, segments=ids, return_final_state=True)

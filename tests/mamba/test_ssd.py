@@ -119,10 +119,20 @@ def test_packed_equals_separate():
         close(state[i : i + 1], last)
 
 
+def test_readers_of_one_state_equal_a_state_for_each():
+    """What query heads that share a key-value head do, without repeating keys and values."""
+    of = arguments(2, 100, heads=2, groups=2, readers=3)
+    y, state = ssd(**of, return_final_state=True)
+    apart = {k: t.repeat_interleave(3, dim=0 if k == "A" else 2) if k != "C" else t for k, t in of.items()}
+    expected, states = ssd(**apart, return_final_state=True)
+    assert (y.shape, state.shape) == ((2, 100, 6, 8), (2, 2, 8, 16))
+    close((y, state), (expected, states[:, ::3]), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("segments", [None, torch.tensor([[0, 0, 0, 1, 1, 1, 2]])])
-@pytest.mark.parametrize("chunk", [3, 64])
-def test_gradcheck(chunk, segments):
-    of = arguments(1, 7, heads=2, size=2, groups=1, n=2, dtype=torch.float64)
+@pytest.mark.parametrize(("chunk", "groups", "readers"), [(3, 1, 1), (64, 1, 1), (3, 2, 2)])
+def test_gradcheck(chunk, groups, readers, segments):
+    of = arguments(1, 7, heads=2, size=2, groups=groups, n=2, readers=readers, dtype=torch.float64)
     of["A"] -= 0.1
     inputs = [*of.values(), torch.randn(2, dtype=torch.float64), torch.randn(1, 2, 2, 2, dtype=torch.float64)]
 

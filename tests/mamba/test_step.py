@@ -9,11 +9,11 @@ from hf_longctx.mamba import reference, ssd_step
 from scan_cases import arguments
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("groups", "readers"), [(1, 1), (2, 1), (4, 1), (4, 3)])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("skip", [None, (4,), (4, 8)])
-def test_equals_the_loop(batch, groups, skip):
-    of, D = arguments(batch, 12, groups=groups), None if skip is None else torch.randn(skip)
+def test_equals_the_loop(batch, groups, readers, skip):
+    of, D = arguments(batch, 12, groups=groups, readers=readers), None if skip is None else torch.randn(skip)
     initial = torch.randn(batch, 4, 8, 16)
     expected, last = reference.ssd(**of, D=D, initial_state=initial)
     state = initial.clone()

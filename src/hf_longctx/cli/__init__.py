@@ -14,6 +14,7 @@ def main() -> None:
     """Run the command line."""
     import typer
 
+    from hf_longctx.cli.convert import convert
     from hf_longctx.cli.cost import cost
     from hf_longctx.cli.describe import describe
     from hf_longctx.cli.effective import effective
@@ -34,7 +35,7 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (needle, effective, tasks, cost, wall, report, rope, describe, patterns, models, env):
+    for command in (needle, effective, tasks, cost, wall, convert, report, rope, describe, patterns, models, env):
         app.command()(command)
     app.command("eval")(eval_)
     # Whoever is told to stop, by Ctrl-C or by a scheduler, leaves a valid run behind.

@@ -14,6 +14,7 @@ from hf_longctx.cli.shared import (
     Config,
     Device,
     Dtype,
+    Mamba,
     Model,
     NoStock,
     Out,
@@ -31,6 +32,7 @@ def cost(
     variant: Variants = None,
     attention: Attention = None,
     rope: Rope = None,
+    mamba: Mamba = None,
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k.")] = "1k,2k,4k",
     repeats: Annotated[int, typer.Option("--repeats", help="Timed runs, after one that is not.")] = 3,
     steps: Annotated[int, typer.Option("--steps", help="Tokens decoded after the prompt.")] = 16,
@@ -64,7 +66,7 @@ def cost(
     from hf_longctx.rope.text import read_length
 
     tokens = parse_lengths(lengths)
-    asked = as_variants(asked_variants(variant, attention, rope), stock=not (no_stock and no_standard))
+    asked = as_variants(asked_variants(variant, attention, rope, mamba), stock=not (no_stock and no_standard))
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype!r} does not exist: choose one of {', '.join(DTYPES)}")
     for flag, number in (("--repeats", repeats), ("--steps", steps)):

@@ -12,6 +12,7 @@ def describe(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")],
     attention: Annotated[str | None, typer.Option("--attention", help="Such as window:1024+global:4.")] = None,
     rope: Annotated[str | None, typer.Option("--rope", help="Such as yarn:4.")] = None,
+    mamba: Annotated[str | None, typer.Option("--mamba", help="Layers to be Mamba-2 layers, such as 1::4.")] = None,
     own_windows: Annotated[str, typer.Option("--own-windows", help="intersect or replace.")] = "intersect",
     backend: Annotated[str, typer.Option("--backend", help="auto, tiled, dense or reference.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -23,18 +24,19 @@ def describe(
     """
     import hf_longctx as lc
     from hf_longctx.hf.loading import load_config, skeleton
-    from hf_longctx.hf.saving import take_plan
+    from hf_longctx.hf.saving import planned_skeleton
 
     config = load_config(model)
-    plan: dict[str, Any] = {"attention": attention, "rope": rope, "own_windows": own_windows, "backend": backend}
+    asked: dict[str, Any] = {"attention": attention, "rope": rope, "mamba": mamba}
     if getattr(config, "longctx", None):
-        if attention is not None or rope is not None:
+        if any(value is not None for value in asked.values()):
             raise ValueError(
-                f"model {model!r} was saved patched: leave --attention and --rope out, or unpatch it first"
+                f"model {model!r} was saved patched: leave --attention, --rope and --mamba out, or unpatch it first"
             )
-        plan = take_plan(config)
-    network = skeleton(config)
-    if plan["attention"] is not None or plan["rope"] is not None:
-        lc.patch(network, **plan)
+        network = planned_skeleton(config)
+    else:
+        network = skeleton(config)
+        if any(value is not None for value in asked.values()):
+            lc.patch(network, **asked, own_windows=own_windows, backend=backend)
     description = lc.describe(network)
     typer.echo(json.dumps(description.to_dict()) if as_json else str(description))

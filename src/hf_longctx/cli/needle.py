@@ -14,6 +14,7 @@ from hf_longctx.cli.shared import (
     Config,
     Device,
     Dtype,
+    Mamba,
     Model,
     NoStock,
     Out,
@@ -31,6 +32,7 @@ def needle(
     variant: Variants = None,
     attention: Attention = None,
     rope: Rope = None,
+    mamba: Mamba = None,
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens, k is 1024: 1k,2k,4k,8k.")] = "1k,2k,4k,8k",
     depths: Annotated[int, typer.Option("--depths", help="Depths from the beginning to the end of the text.")] = 5,
     trials: Annotated[int, typer.Option("--trials", help="Times, each with other text and needles.")] = 1,
@@ -83,7 +85,7 @@ def needle(
     ):
         if text not in allowed:
             raise ValueError(f"{flag} {text!r} does not exist: choose one of {', '.join(allowed)}")
-    asked = asked_variants(variant, attention, rope)
+    asked = asked_variants(variant, attention, rope, mamba)
     chosen = as_variants(asked, stock=not no_stock)
     hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
     return Job(

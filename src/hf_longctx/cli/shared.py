@@ -22,6 +22,10 @@ Variants = Annotated[
 ]
 Attention = Annotated[str | None, typer.Option("--attention", help="Short for a variant 'patched' with this pattern.")]
 Rope = Annotated[str | None, typer.Option("--rope", help="Short for a variant 'patched' with this scaling.")]
+Mamba = Annotated[
+    str | None,
+    typer.Option("--mamba", help="Short for a variant 'patched' with these as Mamba-2 layers, such as 1::4."),
+]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 Out = Annotated[
@@ -48,13 +52,16 @@ FailUnder = Annotated[
 NoStock = Annotated[bool, typer.Option("--no-stock", help="Leave the untouched model out.")]
 
 
-def asked_variants(variant: list[str] | None, attention: str | None, rope: str | None) -> list[str]:
-    """Variants in text form, with the one that `--attention` and `--rope` stand for last.
+def asked_variants(
+    variant: list[str] | None, attention: str | None, rope: str | None, mamba: str | None = None
+) -> list[str]:
+    """Variants in text form, with the one that `--attention`, `--rope` and `--mamba` stand for last.
 
     >>> asked_variants(["a: rope=ntk:2"], None, "yarn:2")
     ['a: rope=ntk:2', 'patched: rope=yarn:2']
     """
-    given = [f"{key}={text}" for key, text in (("attention", attention), ("rope", rope)) if text is not None]
+    named = (("attention", attention), ("rope", rope), ("mamba", mamba))
+    given = [f"{key}={text}" for key, text in named if text is not None]
     return [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
 
 

@@ -121,6 +121,12 @@ def show(document: dict[str, Any]) -> None:
     )  # fmt: skip
     _scores(console, document, picked)
     table("cache and states after the prompt", "cache_bytes", size, "cache_bytes")
+    for method in methods:
+        if method["crossover"] is not None:
+            console.print(
+                f"{method['name']}: fewer bytes of state than of keys and values from {method['crossover']:,} tokens",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
     table("memory, prompt read at once", "peak_bytes", size, "peak_bytes")
     table(
         f"memory, prompt read in chunks of {length_label(document['chunk'])}",

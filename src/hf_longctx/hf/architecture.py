@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hf_longctx.mamba.mamba2 import parse
+from hf_longctx.mamba.mixer import Form
 from hf_longctx.plan import ModelShape
 
 
@@ -17,12 +19,21 @@ class StateSize:
         state: numbers in the state.
         inner: channels that the layer works on.
         flops: floating-point operations a token of the convolution and the recurrence.
+        parameters: of a converted layer, those beyond the attention layer that it was.
+        matrices: as many of them as each token is multiplied with.
     """
 
     conv: int
     state: int
     inner: int
     flops: int
+    parameters: int = 0
+    matrices: int = 0
+
+    @classmethod
+    def of(cls, form: Form) -> StateSize:
+        """That of an attention layer converted to Mamba-2."""
+        return cls(form.conv_numbers, form.state_numbers, form.inner, form.flops, form.added, form.matrices)
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Architecture:
         head_dim: numbers in a head.
         shape: layer types, own windows and key-value heads.
         states: what each layer without attention holds; None where a layer has attention.
-        parameters: all of them.
+        parameters: all of them, before any conversion of layers.
         active: those that each token is multiplied with, the output matrix left out.
         kv_token_bytes: bytes of keys and values that a token adds in one attention layer, at one byte a number.
         max_positions: the window that the config claims.
@@ -81,6 +92,7 @@ def architecture(config: Any) -> Architecture:
     from hf_longctx.hf.cache_size import token_bytes
     from hf_longctx.hf.layers import attention_modules, plan_layers
     from hf_longctx.hf.loading import skeleton
+    from hf_longctx.hf.mixers import form_of, mamba_layers
 
     config = config.get_text_config(decoder=True)
     model = skeleton(config)
@@ -89,8 +101,16 @@ def architecture(config: Any) -> Architecture:
     module = next(iter(modules.values()), None)
     per_token = token_bytes(config, 1, module)
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    converted = {i: form_of(modules[i], parse(config.longctx["mamba"])) for i in mamba_layers(config)}
     mixers = {int(m.layer_idx): m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "ssm_state_size")}
-    states = tuple(_state(mixers[i]) if i in mixers and i not in modules else None for i in range(len(plans)))
+    states = tuple(
+        StateSize.of(converted[i])
+        if i in converted
+        else _state(mixers[i])
+        if i in mixers and i not in modules
+        else None
+        for i in range(len(plans))
+    )
     embedding = {id(p) for p in model.get_input_embeddings().parameters()}
     head = model.get_output_embeddings()
     if head is not None:

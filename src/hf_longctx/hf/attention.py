@@ -14,15 +14,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hf_longctx.hf.documents import documents
 from hf_longctx.patterns import Layers, Pattern, parse
-from hf_longctx.plan import LayerPlan, ModelShape, resolve
+from hf_longctx.plan import STATE_KIND, LayerPlan, ModelShape, kinds_of, resolve
 
 #: Must contain none of the names that transformers treats specially (flash, sdpa, flex_attention).
 NAME = "longctx"
 #: The layout of `config.longctx` that this version reads and writes.
 PLAN_VERSION = 1
 #: Its fields besides the version, and their types.
-_PLAN_FIELDS = {"attention": str | None, "rope": str | None, "backend": str, "own_windows": str, "original": dict}
+_PLAN_FIELDS = {
+    "attention": str | None, "rope": str | None, "mamba": str | None, "healed": bool, "backend": str,
+    "own_windows": str, "original": dict,
+}  # fmt: skip
 #: Terms that some models add to the scores; dropping them silently would yield garbage.
 _UNSUPPORTED = ("s_aux", "softcap", "position_bias", "head_mask")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -134,6 +138,11 @@ def longctx_attention(
     stored = stored_plan(module.config)
     index = int(module.layer_idx)  # type: ignore[arg-type]
     layer = layer_plan(stored["attention"], stored["own_windows"], index, shape_key(module.config, sliding_window))
+    if layer.kind == STATE_KIND:
+        raise ValueError(
+            f"layer {index} was saved as a Mamba layer, and stands here as attention: load the checkpoint with "
+            "hf_longctx.from_pretrained"
+        )
     mask = positions = attention_mask[:, 0, 0, :]  # type: ignore[index]
     dropping = _dropping(longctx_cache, layer)
     if dropping is not None:
@@ -210,52 +219,52 @@ def stored_plan(config: Any) -> dict[str, Any]:
 
 def arguments(stored: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `patch` that make a stored plan again."""
-    return {name: stored[name] for name in ("attention", "rope", "backend", "own_windows")}
+    return {name: stored[name] for name in ("attention", "rope", "mamba", "backend", "own_windows")}
 
 
-def shape_key(config: Any, window: int | None) -> tuple[int, tuple[str, ...], int, int | None]:
-    """What `layer_plan` needs of a config, hashable: layers, their types, key-value heads, the layer's own window.
+def shape_key(config: Any, window: int | None) -> tuple[int, tuple[str, ...], int, int | None, tuple[int, ...]]:
+    """What `layer_plan` needs of a config, hashable.
+
+    Returns:
+        The number of layers, their types where the config names them, key-value heads, the layer's own window, and
+        which are Mamba layers.
 
     Raises:
         ValueError: a model without attention layers.
     """
+    from hf_longctx.hf.mixers import mamba_layers
+
     kinds = tuple(getattr(config, "layer_types", None) or ())
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
     if not heads:
         raise ValueError(
             f"{type(config).__name__} has no num_attention_heads: hf_longctx is for models with attention layers"
         )
-    return int(config.num_hidden_layers), kinds, int(heads), window
+    return int(config.num_hidden_layers), kinds, int(heads), window, mamba_layers(config)
 
 
 @lru_cache(maxsize=4096)
 def layer_plan(
-    attention: str | None, own_windows: str, index: int, key: tuple[int, tuple[str, ...], int, int | None]
+    attention: str | None,
+    own_windows: str,
+    index: int,
+    key: tuple[int, tuple[str, ...], int, int | None, tuple[int, ...]],
 ) -> LayerPlan:
     """The plan of one layer from the text in a config; parsed once."""
-    layers, kinds, kv_heads, window = key
-    shape = ModelShape(kinds or ("full_attention",) * layers, (window,) * layers, kv_heads)
+    layers, kinds, kv_heads, window, mamba = key
+    windows = (window,) * layers
+    shape = ModelShape(kinds_of(kinds, windows, mamba), windows, kv_heads)
     pattern: Pattern | Layers | None = parse(attention) if attention else None
     return resolve(pattern, shape, own_windows)[index]
 
 
 def _documents(positions: Tensor, position_ids: Tensor | None, queries: int) -> dict[str, Tensor | None]:
-    """The arguments that tell `attend` about padding and packing.
-
-    Documents are told apart where position ids restart among the real tokens, which they only can without a cache. A
-    jump forward is no restart: position skipping trains on those.
-    """
-    if position_ids is not None and position_ids.ndim == 2 and positions.shape[-1] == queries > 1:
-        valid = positions >= 0
-        rows = max(valid.shape[0], position_ids.shape[0])
-        valid, ids = valid.expand(rows, -1), position_ids.to(positions.device).expand(rows, -1)
-        slots = torch.arange(queries, device=positions.device)
-        last = torch.where(valid, slots, -1).cummax(-1).values
-        before = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)
-        restart = valid & (before >= 0) & (ids <= ids.gather(1, before.clamp(min=0)))
-        if bool(restart.any()):
-            return {"valid": valid, "segments": restart.cumsum(-1)}
-    return {"positions": positions}
+    """The arguments that tell `attend` about padding and packing; documents only where there is no cache."""
+    valid = positions >= 0
+    found = documents(valid, position_ids) if positions.shape[-1] == queries > 1 else None
+    if found is None:
+        return {"positions": positions}
+    return {"valid": valid.expand(found.shape[0], -1), "segments": found}
 
 
 def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:

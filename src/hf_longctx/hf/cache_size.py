@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_longctx.mamba.mixer import Form
 from hf_longctx.plan import LayerPlan
+
+#: Bytes of a number of a state, which is float32 (in a float64 model, float64).
+STATE_ITEMSIZE = 4
 
 
 def token_bytes(config: Any, itemsize: int, module: Any = None) -> int:
@@ -24,6 +28,32 @@ def token_bytes(config: Any, itemsize: int, module: Any = None) -> int:
     size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
     size = size or getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * heads * int(size) * itemsize
+
+
+def state_bytes(form: Form, itemsize: int) -> int:
+    """Bytes that a Mamba-2 layer holds for one sequence, whatever its length: a float32 state, and a convolution's.
+
+    Args:
+        form: the layer's sizes.
+        itemsize: bytes of a number of the model, in which the convolution's last inputs are kept.
+
+    >>> state_bytes(Form(4096, heads=32, kv_heads=8, head_dim=128), 2)  # Llama 3 8B: 512 KiB and 36 KiB
+    561152
+    """
+    return max(STATE_ITEMSIZE, itemsize) * form.state_numbers + itemsize * form.conv_numbers
+
+
+def crossover(state: int, per_token: int) -> int:
+    """The first length at which keys and values take more bytes than a state.
+
+    Args:
+        state: what `state_bytes` says.
+        per_token: what `token_bytes` says of the attention layer in the same place.
+
+    >>> crossover(561152, 4096)
+    138
+    """
+    return state // per_token + 1
 
 
 def most_keys(plan: LayerPlan, *, evicting: bool) -> int | None:

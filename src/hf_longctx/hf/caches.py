@@ -1,11 +1,16 @@
-"""The cache that a plan needs: each layer drops what its pattern can no longer see, and keeps what it still may."""
+"""The cache that a plan needs: each layer drops what its pattern can no longer see, and keeps what it still may.
+
+Mamba layers keep a state instead. transformers asks the first attention layer for lengths.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hf_longctx.hf.attention import stored_plan
 from hf_longctx.hf.layers import plan_layers
+from hf_longctx.hf.mixers import mamba_layers
 from hf_longctx.patterns import parse
 from hf_longctx.patterns.retention import most_kept
 
@@ -27,7 +32,8 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     if cache is None and not decoder.training and (config.use_cache if wanted is None else wanted):
         cache = DynamicCache(config=config)
         kwargs = {**kwargs, "past_key_values": cache, "use_cache": True}
-    if cache is None or not stored_plan(config)["attention"]:
+    stored = stored_plan(config)
+    if cache is None or not (stored["attention"] or stored["mamba"]):
         return kwargs
     fit(cache, decoder)
     return {**kwargs, "longctx_cache": cache} if _open(cache) else kwargs
@@ -37,19 +43,26 @@ def fit(cache: Any, decoder: Any) -> None:
     """Give an empty dynamic cache the layers that the plan needs; leave every other cache as it is.
 
     A layer under a pattern that drops keys becomes an `EvictingLayer`; one whose own window is replaced by a pattern
-    that keeps all, a full layer. A cache made without a config (`DynamicCache()`) and one that is offloaded keep all.
+    that keeps all, a full layer; a Mamba layer's, a `StateLayer`, in a preallocated cache too. A cache made without a
+    config (`DynamicCache()`) and one that is offloaded keep all keys.
 
     Raises:
-        ValueError: a preallocated cache whose layers roll over a replaced window.
+        ValueError: a preallocated cache whose layers roll over a replaced window, or one that another model filled.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
     from hf_longctx.hf.eviction import EvictingLayer
 
+    mamba = mamba_layers(decoder.config)
     if cache.get_seq_length():
+        _check_states(cache, mamba)
         return
+    keeps_all = not cache.layers
+    _add_states(cache, mamba, decoder.config.num_hidden_layers)
     stored = stored_plan(decoder.config)
+    if not stored["attention"] or keeps_all:
+        return
     plans = plan_layers(decoder, parse(stored["attention"]), stored["own_windows"])
     evicts = type(cache) is DynamicCache and not cache.offloading
     for index, (plan, layer) in enumerate(zip(plans, cache.layers)):
@@ -65,6 +78,30 @@ def fit(cache: Any, decoder: Any) -> None:
             cache.layers[index] = new
         elif plan.replaced and isinstance(layer, DynamicSlidingWindowLayer):
             cache.layers[index] = DynamicLayer()
+
+
+def _add_states(cache: Any, mamba: Sequence[int], layers: int) -> None:
+    """Give a cache that holds nothing a `StateLayer` for each Mamba layer."""
+    from hf_longctx.hf.state_layer import StateLayer
+
+    if not mamba:
+        return
+    while len(cache.layers) < layers:  # a cache made without a config adds its layers as they are used
+        cache.layers.append(cache.layer_class_to_replicate())
+    for index in mamba:
+        if not isinstance(cache.layers[index], StateLayer) or cache.layers[index].past is not None:
+            cache.layers[index] = StateLayer()
+
+
+def _check_states(cache: Any, mamba: Sequence[int]) -> None:
+    from hf_longctx.hf.state_layer import StateLayer
+
+    for index in mamba:
+        if index >= len(cache.layers) or not isinstance(cache.layers[index], StateLayer):
+            raise ValueError(
+                f"layer {index} is a Mamba layer, but past_key_values holds tokens and no state for it: start with an "
+                "empty cache"
+            )
 
 
 def _open(cache: Any) -> bool:

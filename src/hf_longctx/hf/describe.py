@@ -10,14 +10,19 @@ import torch
 
 from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
-from hf_longctx.hf.cache_size import layer_bytes, most_keys, token_bytes
+from hf_longctx.hf.cache_size import crossover, layer_bytes, most_keys, state_bytes, token_bytes
 from hf_longctx.hf.layers import attention_modules, plan_layers
+from hf_longctx.hf.mixers import UNHEALED, CachedMixer, mixers
 from hf_longctx.hf.undo import STEPS
+from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns import parse, reach_through
-from hf_longctx.plan import ATTENTION_KINDS
+from hf_longctx.patterns.layers import ATTENTION_KINDS
+from hf_longctx.plan import LayerPlan
 from hf_longctx.rope import from_parameters
 from hf_longctx.rope import parse as parse_rope
 
+#: What a layer with a state in the place of keys and values is called.
+MAMBA = "mamba2"
 _IDLE = "config.longctx holds a plan that is not in force here: load the checkpoint with hf_longctx.from_pretrained"
 
 
@@ -28,14 +33,16 @@ class LayerDescription:
     Attributes:
         index: the layer.
         kind: its layer type in the config.
-        mixer: `attention`.
+        mixer: `attention` or `mamba2`.
         rope: the scaling of this layer's RoPE, in text form, or `none`.
-        pattern: what is computed, in text form.
+        pattern: what is computed, in text form; of a Mamba-2 layer from what it started.
         given: the pattern that the plan gives it, None where the layer is stock.
         own_window: the window that it has of its own, in keys.
         backend: how it is computed (at the model's full length), or transformers' implementation where stock.
         reach: the largest distance in tokens that information travels in this layer; None where unbounded.
         kv_bytes: bytes of keys and values that one token adds to its cache.
+        state_bytes: bytes that a Mamba-2 layer holds for one sequence, whatever its length; 0 for attention.
+        crossover: tokens from which on the attention layer in its place would hold more; None for attention.
         cache_keys: the most keys that its cache holds for one sequence, slack included, because it drops what no later
             query sees; None where it drops nothing.
     """
@@ -50,6 +57,8 @@ class LayerDescription:
     backend: str
     reach: int | None
     kv_bytes: int
+    state_bytes: int
+    crossover: int | None
     cache_keys: int | None
 
 
@@ -67,6 +76,8 @@ class Description:
         implementation: transformers' name of the attention function.
         reach: the largest distance that information travels through all layers; None where unbounded.
         kv_bytes: bytes of keys and values that one token adds to the cache, all layers together.
+        state_bytes: bytes of states that one sequence holds, whatever its length.
+        healed: whether Mamba-2 layers have been trained since they were converted; None without any.
         layers: one entry a layer.
     """
 
@@ -79,6 +90,8 @@ class Description:
     implementation: str
     reach: int | None
     kv_bytes: int
+    state_bytes: int
+    healed: bool | None
     layers: tuple[LayerDescription, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +99,7 @@ class Description:
         return asdict(self)
 
     def cache_bytes(self, tokens: int) -> int:
-        """Bytes that the cache of one sequence takes after `tokens` tokens, slack and slot numbers included.
+        """Bytes that the cache of one sequence takes after `tokens` tokens, slack, slot numbers and states included.
 
         Args:
             tokens: tokens seen, prompt and generated ones.
@@ -97,7 +110,8 @@ class Description:
         if tokens < 0:
             raise ValueError(f"tokens is {tokens}: it must be at least 0, such as 32768")
         evicting = self.implementation == NAME
-        return sum(layer_bytes(tokens, one.kv_bytes, one.cache_keys, evicting=evicting) for one in self.layers)
+        keys = sum(layer_bytes(tokens, one.kv_bytes, one.cache_keys, evicting=evicting) for one in self.layers)
+        return keys + (self.state_bytes if tokens else 0)
 
     def __str__(self) -> str:
         header = (
@@ -117,6 +131,7 @@ class Description:
             reach = "unbounded" if first.reach is None else f"{first.reach:,}"
             own = "-" if first.own_window is None else f"{first.own_window:,}"
             holds = "all keys" if first.cache_keys is None else f"{first.cache_keys:,} keys"
+            holds = f"{first.state_bytes:,} bytes" if first.state_bytes else holds
             seen = (first.pattern, own, first.backend, reach)
             rows.append((label, first.kind, first.rope, *seen, f"{first.kv_bytes:,}", holds))
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -131,8 +146,22 @@ class Description:
                 f"{self.model} ({state}): rope {self.rope}{trained}{claim}",
                 *lines,
                 f"reach through {len(self.layers)} layers: {total}; cache: {self.kv_bytes:,} bytes a token",
+                *self._states(),
             ]
         )
+
+    def _states(self) -> list[str]:
+        """What Mamba-2 layers hold, from which length that is less than keys and values, and what they are worth."""
+        layers = [layer for layer in self.layers if layer.mixer == MAMBA]
+        if not layers:
+            return []
+        tokens = max(layer.crossover or 0 for layer in layers)
+        count = f"{len(layers)} Mamba-2 layer{'s' * (len(layers) > 1)}"
+        lines = [
+            f"{count}: {self.state_bytes:,} bytes of state a sequence, whatever its length; less than the keys and "
+            f"values of as many attention layers from {tokens:,} tokens on"
+        ]
+        return lines if self.healed else [*lines, f"quality: {UNHEALED}"]
 
     __repr__ = __str__
 
@@ -172,8 +201,10 @@ def describe(model: Any) -> Description:
     implementation = config._attn_implementation
     idle = stored is not None and _idle(stored, model)
     asked = stored["attention"] if stored and not idle else None
-    plans = plan_layers(model, parse(asked) if asked else None, stored["own_windows"] if stored else "intersect")
-    modules = attention_modules(model)
+    modules, states = attention_modules(model), mixers(model)
+    plans = plan_layers(
+        model, parse(asked) if asked else None, stored["own_windows"] if stored else "intersect", tuple(states)
+    )
     try:
         rope = rotary.geometry(config)
     except ValueError:
@@ -184,6 +215,9 @@ def describe(model: Any) -> Description:
     device = torch.device(here) if model.device.type == "meta" else model.device
     layers = []
     for plan in plans:
+        if plan.index in states:
+            layers.append(_state_layer(model, plan, states[plan.index], stored or {}, scaling))
+            continue
         backend = implementation
         if implementation == NAME and stored:
             backend = stored["backend"]
@@ -203,6 +237,8 @@ def describe(model: Any) -> Description:
                 kv_bytes=token_bytes(config, model.dtype.itemsize, modules.get(plan.index))
                 if plan.kind in ATTENTION_KINDS
                 else 0,
+                state_bytes=0,
+                crossover=None,
                 cache_keys=most_keys(plan, evicting=implementation == NAME),
             )
         )
@@ -216,12 +252,40 @@ def describe(model: Any) -> Description:
         implementation=implementation,
         reach=_finite(reach_through([p.pattern for p in reversed(plans)])),
         kv_bytes=sum(layer.kv_bytes for layer in layers),
+        state_bytes=sum(layer.state_bytes for layer in layers),
+        healed=bool(stored["healed"]) if states and stored else None,
         layers=tuple(layers),
+    )
+
+
+def _state_layer(
+    model: Any, plan: LayerPlan, mixer: CachedMixer, stored: dict[str, Any], scaling: str
+) -> LayerDescription:
+    """A Mamba-2 layer."""
+    held = state_bytes(mixer.form, model.dtype.itemsize)
+    per_token = 2 * mixer.form.kv_heads * mixer.form.head_dim * model.dtype.itemsize
+    named = (getattr(model.config, "layer_types", None) or {plan.index: rotary.SCALED_LAYERS})[plan.index]
+    return LayerDescription(
+        index=plan.index,
+        kind=plan.kind,
+        mixer=MAMBA,
+        rope=_layer_rope(model.config, named, scaling) if mixer.form.rope else "none",
+        pattern=f"{MAMBA} from {parse_mamba(stored['mamba']).init}",
+        given=None,
+        own_window=None,
+        backend="ssd",
+        reach=None,
+        kv_bytes=0,
+        state_bytes=held,
+        crossover=crossover(held, per_token),
+        cache_keys=None,
     )
 
 
 def _idle(stored: dict[str, Any], model: Any) -> bool:
     """Whether a stored plan is not at work, because plain transformers loaded the checkpoint."""
+    if stored["mamba"] and not mixers(model):
+        return True
     if stored["attention"]:
         return model.config._attn_implementation != NAME
     return STEPS not in vars(model) and parse_rope(stored["rope"]).length_dependent

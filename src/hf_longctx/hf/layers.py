@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from hf_longctx.hf.attention import shape_key
 from hf_longctx.patterns import Layers, Pattern
-from hf_longctx.plan import LayerPlan, ModelShape, resolve
+from hf_longctx.plan import LayerPlan, ModelShape, kinds_of, resolve
 
 
-def plan_layers(model: Any, attention: Pattern | Layers | None, own_windows: str) -> list[LayerPlan]:
-    """The plan of every layer of a model."""
+def plan_layers(
+    model: Any, attention: Pattern | Layers | None, own_windows: str, mamba: Collection[int] | None = None
+) -> list[LayerPlan]:
+    """The plan of every layer of a model.
+
+    Args:
+        model: the model.
+        attention: as for `plan.resolve`.
+        own_windows: likewise.
+        mamba: layers that are to be Mamba layers; None reads the plan that the model carries.
+    """
     modules = attention_modules(model)
-    layers, kinds, kv_heads, _ = shape_key(model.config, None)
-    windows = tuple(own_window(modules[i]) if i in modules else None for i in range(layers))
-    if not kinds:
-        kinds = tuple("sliding_attention" if w is not None else "full_attention" for w in windows)
-    return resolve(attention, ModelShape(kinds, windows, kv_heads), own_windows)
+    layers, kinds, kv_heads, _, carried = shape_key(model.config, None)
+    mamba = carried if mamba is None else mamba
+    windows = tuple(own_window(modules[i]) if i in modules and i not in mamba else None for i in range(layers))
+    return resolve(attention, ModelShape(kinds_of(kinds, windows, mamba), windows, kv_heads), own_windows)
 
 
 def attention_modules(model: Any) -> dict[int, Any]:

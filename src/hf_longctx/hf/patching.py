@@ -6,23 +6,28 @@ All is computed and checked before the first change; every change is an undo ste
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from hf_longctx.hf import caches, lengths, rotary
-from hf_longctx.hf.attention import NAME, PLAN_VERSION, eager, stored_plan
+from hf_longctx.hf import hooks, mixers, rotary
+from hf_longctx.hf.attention import NAME, PLAN_VERSION, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
-from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Undo
+from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Swap, Undo
+from hf_longctx.mamba.mamba2 import Mamba2
+from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.plan import check_own_windows
 from hf_longctx.rope import Scaling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -32,20 +37,22 @@ def patch(
     *,
     attention: str | Pattern | Layers | None = None,
     rope: str | Scaling | None = None,
-    mamba: object = None,
+    mamba: str | Mamba2 | None = None,
     backend: str = "auto",
     own_windows: str = "intersect",
 ) -> Model:
-    """Change a causal language model in place: attention pattern, RoPE scaling. It stays of its class.
+    """Change a causal language model in place: attention pattern, RoPE scaling, Mamba-2 layers. It stays of its class.
 
     Order with others: load, patch, PEFT, Trainer, and before `torch.compile`.
 
     Args:
         model: a transformers causal language model.
         attention: a pattern, a plan by layer, or its text, such as `SlidingWindow(1024) | Global(4)` or
-            `"0,-1=full;*=window:1024+global:4"`. Layers that no selector covers stay stock.
+            `"0,-1=full;*=window:1024+global:4"`. Layers that no selector covers stay stock; `*` passes over Mamba
+            layers.
         rope: a scaling or its text, such as `YaRN(factor=4)` or `"yarn:4"`; `"none"` removes a native one.
-        mamba: reserved for Mamba-2 layers, which this version does not have.
+        mamba: attention layers that become Mamba-2 layers, such as `Mamba2(layers="1::4")` or `"1::4"`. They start
+            from the model's own weights and are worse until they are trained; `docs/hybrids.md` says what to expect.
         backend: how attention is computed: `auto`, `reference`, `dense`, `tiled`, `flex`, `flash`, as in `attend`. An
             explicit one never falls back.
         own_windows: what becomes of windows that layers have of their own: `intersect` or `replace`.
@@ -58,58 +65,109 @@ def patch(
             changed when it is raised.
         TypeError: not a transformers model, or a value of the wrong kind.
     """
+    return _patch(model, attention=attention, rope=rope, mamba=mamba, backend=backend, own_windows=own_windows)
+
+
+def adopt(model: Model, plan: dict[str, Any], *, healed: bool, swaps: Sequence[Undo] = ()) -> Model:
+    """Patch a model whose Mamba layers stand in their places already.
+
+    Args:
+        model: the model.
+        plan: keyword arguments of `patch`.
+        healed: whether its Mamba layers have been trained.
+        swaps: the undo steps of the Mamba layers, empty where their attention weights are gone.
+    """
+    return _patch(model, **plan, healed=healed, swaps=swaps)
+
+
+def _patch(
+    model: Model,
+    *,
+    attention: str | Pattern | Layers | None,
+    rope: str | Scaling | None,
+    mamba: str | Mamba2 | None,
+    backend: str,
+    own_windows: str,
+    healed: bool = False,
+    swaps: Sequence[Undo] | None = None,
+) -> Model:
+    """`patch`; where `swaps` is given, as for `adopt`."""
     from hf_longctx.attention import check_backend_name
 
     _check_model(model)
     if attention is None and rope is None and mamba is None:
         raise ValueError("patch has nothing to do: give at least one of attention, rope, mamba")
-    if mamba is not None:
-        raise ValueError(f"mamba is {mamba!r}: this version of hf_longctx has no Mamba layers yet; leave it out")
     check_backend_name(backend)
     config: Any = model.config
     given = None if attention is None else parse(attention)
+    hybrid = None if mamba is None else parse_mamba(mamba)
     check_own_windows(own_windows)
+    converted: tuple[int, ...] = ()
+    if hybrid is not None:
+        converted = mixers.check(model, hybrid) if swaps is None else tuple(mixers.mixers(model))
     if given is not None:
-        _check_attention(model, given, backend, own_windows)
+        _check_attention(model, given, backend, own_windows, converted)
     change = None if rope is None else rotary.plan(config, rope)
 
-    steps: list[Undo] = []
+    steps: list[Undo] = list(swaps or ())
+    kept = len(steps)
     try:
         stored = {
             "version": PLAN_VERSION,
             "attention": None if given is None else str(given),
             "rope": None if change is None else str(change.scaling),
+            "mamba": None if hybrid is None else str(hybrid),
+            "healed": healed,
             "backend": backend,
             "own_windows": own_windows,
             "original": {} if change is None else {k: copy.deepcopy(getattr(config, k)) for k in change.fields},
         }
         steps.append(Attributes(config, {"longctx": stored}))
+        if hybrid is not None:
+            if swaps is None:
+                steps.extend(mixers.swap(model, hybrid, converted))
+            # So that transformers refuses what takes tokens back, such as assisted decoding.
+            steps.append(Attributes(model, {"_is_stateful": True}))
         if change is not None:
             rotary.apply(model, change, steps)
         if given is not None:
             steps.append(_switch(model))
-            prepare = partial(_prepare_cache_for_generation, model)
+        if given is not None or hybrid is not None:
+            prepare = partial(hooks.prepare_cache_for_generation, model)
             steps.append(Attributes(model, {"_prepare_cache_for_generation": prepare}))
-        if given is not None or (change is not None and change.scaling.length_dependent):
+        if given is not None or hybrid is not None or (change is not None and change.scaling.length_dependent):
             decoder = model.get_decoder()
-            steps.append(Hook(decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)))
+            steps.append(Hook(decoder.register_forward_pre_hook(hooks.before_forward, with_kwargs=True)))
         if change is not None and change.scaling.length_dependent:
-            steps.append(Attributes(model, {"generate": partial(_generate, model)}))
+            steps.append(Attributes(model, {"generate": partial(hooks.generate, model)}))
     except BaseException:
-        for step in reversed(steps):
+        for step in reversed(steps[kept:]):
             step.undo()
         raise
     vars(model)[STEPS] = steps
+    if hybrid is not None and not healed:
+        _warn_once(f"{type(model).__name__}: layers {', '.join(map(str, sorted(converted)))} are {mixers.UNHEALED}")
     return model
 
 
-def unpatch(model: Model) -> Model:
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
+
+
+def unpatch(model: Model, *, mamba: bool = True) -> Model:
     """Put a patched model back as it was: the same modules, config, hooks and logits, bit for bit.
 
-    A checkpoint of a patched model that plain transformers loaded is restored from the originals in its config.
+    A checkpoint of a patched model that plain transformers loaded is restored from the originals in its config. Mamba
+    layers give way to the attention that they replaced in memory; a model that was loaded converted has none.
+
+    Args:
+        model: the model.
+        mamba: False leaves Mamba layers as they are, and puts back attention and RoPE around them.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or its Mamba layers were loaded, so that their attention weights are
+            gone. Nothing has changed when it is raised.
         TypeError: not a transformers model, such as a PEFT or DDP wrapper around one.
     """
     from transformers import PreTrainedModel
@@ -119,14 +177,30 @@ def unpatch(model: Model) -> Model:
             f"model is a {type(model).__name__}: unpatch the transformers model itself, which a PEFT wrapper gives as "
             "model.get_base_model() and a DDP one as model.module"
         )
-    steps: list[Undo] | None = vars(model).pop(STEPS, None)
-    if steps is not None:
-        for step in reversed(steps):
-            step.undo()
-        return model
-    stored = getattr(getattr(model, "config", None), "longctx", None)
-    if not stored:
+    stored: Any = getattr(getattr(model, "config", None), "longctx", None)
+    steps: list[Undo] | None = vars(model).get(STEPS)
+    if steps is None and not stored:
         raise ValueError(f"{type(model).__name__} is not patched, so there is nothing to undo: patch it first")
+    swaps = [step for step in steps or () if isinstance(step, Swap)]
+    hybrid = stored["mamba"] if stored else None
+    if hybrid and (steps is None or (mamba and not swaps)):
+        raise ValueError(
+            f"{type(model).__name__} was saved with Mamba layers ({hybrid}), so the attention weights that they "
+            "replaced are gone: load the original model for those, or undo only the rest with "
+            "unpatch(model, mamba=False) on a model from hf_longctx.from_pretrained"
+        )
+    if steps is not None:
+        stays = [] if mamba or not hybrid else swaps
+        if hybrid and not mamba and not (stored["attention"] or stored["rope"]):
+            raise ValueError("mamba is False, but the model has nothing besides its Mamba layers to undo")
+        del vars(model)[STEPS]
+        for step in reversed(steps):
+            if not any(step is one for one in stays):
+                step.undo()
+        if hybrid and not mamba:
+            rest = {"attention": None, "rope": None, "mamba": hybrid, "backend": "auto", "own_windows": "intersect"}
+            adopt(model, rest, healed=stored["healed"], swaps=stays)
+        return model
     original = stored_plan(model.config)["original"]
     if original:
         rotary.restore(model, original)
@@ -180,7 +254,9 @@ def _check_model(model: Any) -> None:
         raise ValueError(f"{name} is not a causal language model: load the model with AutoModelForCausalLM")
 
 
-def _check_attention(model: Any, given: Pattern | Layers, backend: str, own_windows: str) -> None:
+def _check_attention(
+    model: Any, given: Pattern | Layers, backend: str, own_windows: str, mamba: Collection[int]
+) -> None:
     """Refuse what patched attention would have to ignore, before anything changes."""
     from hf_longctx.attention import check_backend
 
@@ -190,12 +266,14 @@ def _check_attention(model: Any, given: Pattern | Layers, backend: str, own_wind
             f"{name} cannot switch its attention function in transformers: only `rope` can be patched on it"
         )
     modules = attention_modules(model)
-    if len(modules) != model.config.num_hidden_layers:
+    if len({*modules, *mamba}) != model.config.num_hidden_layers:
         raise ValueError(
             f"{name} has {model.config.num_hidden_layers} layers, but {len(modules)} attention modules were found: "
             "this architecture is not supported by attention patterns; patch `rope` only"
         )
-    for layer in plan_layers(model, given, own_windows):
+    for layer in plan_layers(model, given, own_windows, mamba):
+        if layer.index in mamba:
+            continue
         module = modules[layer.index]
         if getattr(module, "attn_logit_softcapping", None) or hasattr(module, "sinks"):
             raise ValueError(
@@ -220,56 +298,3 @@ def _switch(model: Any) -> Implementation:
             f"{type(model).__name__} did not take a new attention function: only `rope` can be patched on it"
         )
     return step
-
-
-@eager
-def _before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Runs before each forward of a patched decoder: refuses what would be ignored, readies cache and frequencies."""
-    config = decoder.config
-    plan = stored_plan(config)
-    if plan["attention"] and (kwargs.get("output_attentions") or getattr(config, "output_attentions", False)):
-        raise ValueError(
-            "output_attentions is set, but patched attention has no weights to return: unpatch the model for it"
-        )
-    kwargs = caches.ready(decoder, args, kwargs)
-    tokens = next(
-        (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
-    )
-    if tokens is not None:
-        lengths.before_forward(decoder, kwargs, int(tokens.shape[1]))
-    return args, kwargs
-
-
-def _prepare_cache_for_generation(
-    self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-) -> Any:
-    """The cache that `generate` makes, with layers that fit the plan before assisted decoding asks them to record."""
-    result = type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None:
-        caches.fit(cache, self.get_decoder())
-        if generation_config.is_assistant:
-            cache.activate_past_recording()
-    return result
-
-
-def _generate(self: Any, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
-    """`generate` under one length, prompt and new tokens together, for RoPE that depends on it.
-
-    Padding does not count. A batch has one set of frequencies, so the row with the most real tokens decides. A length
-    that the caller holds already stays.
-    """
-    if lengths.is_held(self):
-        return type(self).generate(self, inputs, generation_config, **kwargs)
-    settings = generation_config or self.generation_config
-    prompt = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
-    length = 1 if prompt is None else int(prompt.shape[1])
-    mask = kwargs.get("attention_mask")
-    padding = 0
-    if mask is not None and mask.ndim == 2 and mask.shape[1] == length:
-        padding = length - int(mask.bool().sum(-1).max())
-    new = kwargs.get("max_new_tokens", settings.max_new_tokens)
-    most = kwargs.get("max_length", settings.max_length) or 20  # transformers' own default
-    total = length + new if new is not None else max(length + 1, most)
-    with lengths.held_length(self, total - padding):
-        return type(self).generate(self, inputs, generation_config, **kwargs)

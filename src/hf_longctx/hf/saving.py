@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from hf_longctx.hf import mixers
 from hf_longctx.hf.attention import NAME, arguments, stored_plan
-from hf_longctx.hf.patching import patch
+from hf_longctx.hf.patching import adopt, patch
+from hf_longctx.mamba.mamba2 import parse
 
 
 def from_pretrained(path: str, **kwargs: Any) -> Any:
@@ -33,13 +35,19 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
         config = AutoConfig.from_pretrained(path, **shared)
     if not getattr(config, "longctx", None):
         return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
+    healed = bool(config.longctx.get("healed"))
     written = {name: getattr(config, name) for name in stored_plan(config)["original"]}
     plan = take_plan(config)
     if kwargs.get("attn_implementation") == NAME:  # `patch` sets it; unpatching must lead back to an ordinary one
         del kwargs["attn_implementation"]
-    loaded = AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
-    model = loaded[0] if kwargs.get("output_loading_info") else loaded
-    patch(model, **plan)
+    if plan["mamba"]:
+        model, info = _load_hybrid(path, config, plan["mamba"], kwargs)
+        adopt(model, plan, healed=healed)
+        loaded = (model, info) if kwargs.get("output_loading_info") else model
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        patch(model, **plan)
     for name, value in written.items():
         if getattr(model.config, name) != value:
             raise ValueError(
@@ -48,6 +56,62 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
                 "it as is"
             )
     return loaded
+
+
+def _load_hybrid(path: str, config: Any, mamba: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Load a model some of whose layers are Mamba layers: they are put in place before the weights come.
+
+    Returns:
+        The model, of its own class, and what transformers says about the loading.
+
+    Raises:
+        ValueError: an architecture that cannot be converted, or weights of Mamba layers that are not there.
+    """
+    from transformers import AutoModelForCausalLM
+
+    plan = parse(mamba)
+    classes = AutoModelForCausalLM._model_mapping
+    if type(config) not in classes:
+        raise ValueError(
+            f"{path} was saved with Mamba layers by another version: {type(config).__name__} has none here"
+        )
+    own = classes[type(config)]
+
+    class Hybrid(own):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            mixers.swap(self, plan, mixers.check(self, plan), empty=True)
+            self._keep_in_fp32_modules_strict.update(mixers.EXACT)
+
+    # What it prints and writes is to name the model's own class, which it is again when loaded.
+    Hybrid.__name__, Hybrid.__qualname__, Hybrid.__module__ = own.__name__, own.__qualname__, own.__module__
+    model, info = Hybrid.from_pretrained(path, config=config, **{**kwargs, "output_loading_info": True})
+    model.__class__ = own
+    names = {name for i in mixers.mixers(model) for name in info["missing_keys"] if f".{i}." in name}
+    if names:
+        raise ValueError(
+            f"{path} lacks weights of its Mamba layers ({', '.join(sorted(names)[:3])}): it was not saved by "
+            "model.save_pretrained after the conversion; convert the original model again"
+        )
+    return model, info
+
+
+def planned_skeleton(config: Any) -> Any:
+    """The patched model that a saved configuration describes, without memory: for `describe`.
+
+    Args:
+        config: of a patched model; its plan is taken out.
+    """
+    from hf_longctx.hf.loading import skeleton
+
+    healed = bool(config.longctx.get("healed"))
+    plan = take_plan(config)
+    model = skeleton(config)
+    if plan["mamba"] is None:
+        return patch(model, **plan)
+    mamba = parse(plan["mamba"])
+    mixers.swap(model, mamba, mixers.check(model, mamba), empty=True)
+    return adopt(model, plan, healed=healed)
 
 
 def take_plan(config: Any) -> dict[str, Any]:

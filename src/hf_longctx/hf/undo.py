@@ -81,6 +81,25 @@ class Implementation:
 
 
 @dataclass
+class Swap:
+    """A submodule, replaced on creation by `new`."""
+
+    parent: nn.Module
+    name: str
+    new: nn.Module
+    old: Any = None
+
+    def __post_init__(self) -> None:
+        self.old = self.parent._modules[self.name]
+        self.parent._modules[self.name] = self.new
+
+    def undo(self) -> None:
+        """Put the old module back, moved and cast as the model was meanwhile."""
+        now = next(self.parent._modules[self.name].parameters())  # type: ignore[union-attr]
+        self.parent._modules[self.name] = self.old.to(now.device, now.dtype).train(self.parent.training)
+
+
+@dataclass
 class Hook:
     """A forward pre-hook."""
 

@@ -26,7 +26,8 @@ def ssd(
     _same("A", A, (heads,), "one rate for each head of x")
     groups, n = _shape("B", B, "batch", "length", "groups", "state size")[2:]
     _same("B", B, (batch, length, groups, n), "with the batch and length of x")
-    _same("C", C, (batch, length, groups, n), "the shape of B")
+    if C.shape != B.shape:
+        _readers(C, (batch, length), heads, groups, n)
     _groups(heads, groups, "heads")
     if D is not None and D.shape != (heads,):
         _same("D", D, (heads, size), f"or {(heads,)}, one weight for each head")
@@ -79,7 +80,8 @@ def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
     _same("A", A, (heads,), "one rate for each head of x")
     groups = _shape("B", B, "batch", "groups", "state size")[1]
     _same("B", B, (batch, groups, n), "with the batch and state size of state")
-    _same("C", C, (batch, groups, n), "the shape of B")
+    if C.shape != B.shape:
+        _readers(C, (batch,), heads, groups, n)
     _groups(heads, groups, "heads")
     if D is not None and D.shape != (heads,):
         _same("D", D, (heads, size), f"or {(heads,)}, one weight for each head")
@@ -132,6 +134,15 @@ def _same(name: str, t: Tensor, shape: tuple[int, ...], why: str) -> None:
 def _groups(heads: int, groups: int, what: str) -> None:
     if heads % groups:
         raise ValueError(f"B has {groups} groups: they must divide the {heads} {what} of x equally")
+
+
+def _readers(C: Tensor, front: tuple[int, ...], heads: int, groups: int, n: int) -> None:
+    """C has the groups of B, or a multiple of them where every head is a group: several readers of each state."""
+    if C.dim() == len(front) + 2 and C.shape[-2] > groups and heads == groups and C.shape[-2] % groups == 0:
+        _same("C", C, (*front, C.shape[-2], n), "with the batch, length and state size of B")
+        return
+    several = f", or with a multiple of {groups} groups, which read each state in turn" if heads == groups else ""
+    _same("C", C, (*front, groups, n), f"the shape of B{several}")
 
 
 def _segments(segments: Tensor | None, x: Tensor) -> None:

@@ -59,7 +59,12 @@ def scan(
     documents: Tensor | None,
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """What `chunks.scan` computes, by mamba_ssm."""
+    """What `chunks.scan` computes, by mamba_ssm, which holds one state for each reader."""
+    readers = C.shape[2] // B.shape[2]
+    if readers > 1:
+        x, dt, B = (t.repeat_interleave(readers, dim=2) for t in (x, dt, B))
+        A, D = A.repeat_interleave(readers), None if D is None else D.repeat_interleave(readers, dim=0)
+        state = None if state is None else state.repeat_interleave(readers, dim=1)
     y, final = _kernel(0)(
         x,
         dt.float(),
@@ -72,7 +77,7 @@ def scan(
         seq_idx=documents,
         return_final_states=True,
     )
-    return y, final.float()
+    return y, final[:, ::readers].float()
 
 
 def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hf_longctx.mamba import checks
-from hf_longctx.mamba.chunks import full_precision, working
+from hf_longctx.mamba.chunk import working
+from hf_longctx.mamba.chunks import full_precision
 
 
 def selective_scan(

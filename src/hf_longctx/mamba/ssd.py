@@ -42,7 +42,8 @@ def ssd(
         dt: (b, l, h) step sizes after softplus, at least 0, floating; best float32.
         A: (h,) decay rates, at most 0, floating; best float32.
         B: (b, l, g, n) in x's dtype, how tokens write; g divides h, and head i belongs to group i // (h / g).
-        C: (b, l, g, n) in x's dtype, how tokens read.
+        C: (b, l, g, n) in x's dtype, how tokens read. Where h = g it may have a multiple of g groups, (b, l, c, n):
+            each state is then read c / g times, as the query heads of a group read one key-value head.
         D: (h,) or (h, p) skip weights.
         chunk: tokens handled at once; it changes speed, not the result. 64 if None.
         initial_state: (b, h, p, n) state before the first token, 0 if None. It belongs to the first token's document.
@@ -53,7 +54,8 @@ def ssd(
             they are installed. A name given is never replaced by another.
 
     Returns:
-        y (b, l, h, p) in x's dtype, or y and the state (b, h, p, n), float32 (float64 for float64).
+        y (b, l, h, p) in x's dtype, (b, l, c, p) where C has more groups than B, or y and the state (b, h, p, n),
+        float32 (float64 for float64).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -94,11 +96,11 @@ def ssd_step(
         dt: (b, h) step sizes after softplus; 0 leaves a row's state as it was.
         A: (h,) decay rates, at most 0.
         B: (b, g, n).
-        C: (b, g, n).
+        C: (b, g, n), or (b, c, n) as for `ssd`.
         D: (h,) or (h, p) skip weights.
 
     Returns:
-        y (b, h, p) in x's dtype.
+        y (b, h, p) in x's dtype, or (b, c, p).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -112,7 +114,8 @@ def ssd_step(
     True
     """
     checks.step(state, x, dt, A, B, C, D)
-    if x.is_cuda and state.dtype == torch.float32 and kernels.misfit(x, B) is None:
+    one_reader = C.shape == B.shape
+    if x.is_cuda and one_reader and state.dtype == torch.float32 and kernels.misfit(x, B) is None:
         return kernels.step(state, x, dt, A, B, C, D)
     batch, heads, size, n = state.shape
     groups, out = B.shape[1], x.dtype
@@ -125,9 +128,11 @@ def ssd_step(
         state.mul_((dt * A).exp_().view(batch, heads, 1, 1))
         rows.addcmul_(u.reshape(batch * groups, -1, 1), B.reshape(batch * groups, 1, n))
         # A row times a matrix: torch's batched product is several times slower for a matrix times a column.
-        y = torch.bmm(C.reshape(batch * groups, 1, n), rows.transpose(1, 2)).view(batch, heads, size)
+        y = torch.bmm(C.reshape(batch * groups, -1, n), rows.transpose(1, 2))
+        y = y.view(batch, -1, size) if one_reader else y.view(batch, heads, -1, size)
         if D is not None:
-            y.addcmul_(x, D.view(heads, -1))
+            y = y.addcmul_(x, D.view(heads, -1)) if one_reader else y.add_((x * D.view(heads, -1))[:, :, None])
+    y = y if one_reader else y.flatten(1, 2)
     return y if out == y.dtype else y.to(out)
 
 

@@ -173,13 +173,13 @@ def _subjects(
     return subjects
 
 
-def _method(variant: Variant) -> Method | None:
-    if variant.mamba is not None:
-        return None
-    if variant.attention is None:
+def _method(variant: Variant) -> Method:
+    if variant.attention is None and variant.mamba is None:
         return FLASH
+    pattern = None if variant.attention is None else parse(variant.attention)
     own = variant.own_windows or "intersect"
-    return Method(variant.name, attention=parse(variant.attention), patched=True, own_windows=own)
+    patched = pattern is not None
+    return Method(variant.name, attention=pattern, patched=patched, mamba=variant.mamba, own_windows=own)
 
 
 def _row(

@@ -10,25 +10,27 @@ norms and rotations are left out, as in the sources:
   away; flash and the patterns compute what `Pattern.count` counts;
 * scores: standard attention stores n x n of them a head (arXiv 2205.14135, algorithm 0), flash one log-sum-exp a row;
 * cache: 2 G D b a token and layer, less what a pattern lets the cache drop (`hf.cache_size`);
-* Mamba-2: a state of H x D x N and a convolution's window, whatever the length (arXiv 2405.21060, section 6).
+* Mamba-2: a state of G x D x D and a convolution's window, whatever the length: what `patch(mamba=...)` makes of an
+  attention layer, whose query heads share states as they shared keys and values (arXiv 2405.21060, section 6).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
 from hf_longctx.hf.architecture import Architecture, StateSize
 from hf_longctx.hf.cache_size import layer_bytes, most_keys
+from hf_longctx.mamba.mamba2 import Mamba2
+from hf_longctx.mamba.mamba2 import parse as parse_mamba
+from hf_longctx.mamba.mixer import Form
 from hf_longctx.patterns import Heads, Layers, Pattern, select
-from hf_longctx.plan import LayerPlan, resolve
+from hf_longctx.plan import LayerPlan, kinds_of, resolve
 
 #: Bytes of a log-sum-exp and of a recurrent state's number: float32.
 SINGLE = 4
-#: Taps of a Mamba-2 layer's convolution.
-TAPS = 4
 #: Rows up to which a pattern known by its rule alone is counted; beyond, operations are unknown.
 COUNTED = 1 << 14
 #: No length is looked for past this many tokens.
@@ -44,7 +46,7 @@ class Method:
         attention: a pattern or a plan by layer; None leaves the layers as they are.
         materialised: whether each head's m x n scores are stored, as standard attention does.
         patched: whether this package runs it, with caches that drop keys.
-        mamba: selector of the layers that are Mamba-2 layers instead, None for none.
+        mamba: which layers are Mamba-2 layers instead, in text form, None for none.
         own_windows: what becomes of windows that layers have of their own.
     """
 
@@ -146,27 +148,16 @@ def eager_bytes(itemsize: int, device: str = "cuda") -> int:
     return 10 if itemsize == 2 and device == "cpu" else 8
 
 
-def mamba2_state(a: Architecture) -> StateSize:
-    """A Mamba-2 layer of the shape of an attention layer: H heads of D channels, G groups, a state of N = D a channel.
-
-    The state has H D N numbers and the convolution 4 columns of H D + 2 G N channels (arXiv 2405.21060, section 7).
-    A chunk of Q = D tokens takes 2 (Q N G + Q D H + 2 N D H) operations a token and 2 N D H a chunk (section 6).
+def mamba2_state(a: Architecture, plan: Mamba2) -> StateSize:
+    """The Mamba-2 layer that an attention layer becomes: G states of D x D, and a convolution over x, B and C.
 
     >>> from transformers import LlamaConfig
     >>> from hf_longctx.hf.architecture import architecture
-    >>> size = mamba2_state(architecture(LlamaConfig(num_key_value_heads=8, vocab_size=128256)))
-    >>> size.state * 4 == 2 * 2**20  # 2 MiB a layer in float32, at 32 heads of 128
+    >>> size = mamba2_state(architecture(LlamaConfig(num_key_value_heads=8, vocab_size=128256)), Mamba2("1::4"))
+    >>> size.state * 4 == 512 * 2**10  # 512 KiB a layer in float32, at 8 key-value heads of 128
     True
     """
-    heads, groups, dim = a.heads, a.shape.kv_heads, a.head_dim
-    channels = heads * dim + 2 * groups * dim
-    chunk = state = dim
-    scan = (
-        2 * (chunk * state * groups + chunk * dim * heads + 2 * state * dim * heads) + 2 * state * dim * heads // chunk
-    )
-    return StateSize(
-        conv=TAPS * channels, state=heads * dim * state, inner=heads * dim, flops=2 * TAPS * channels + scan
-    )
+    return StateSize.of(Form(a.hidden, a.heads, a.shape.kv_heads, a.head_dim, taps=plan.conv))
 
 
 @lru_cache(maxsize=1024)
@@ -232,7 +223,9 @@ def cost(
     top = max(mixing, key=lambda x: x.flops or 0)
     mlp = m * b * (2 * a.hidden + 3 * a.intermediate)
     logits = SINGLE * a.vocabulary
-    weights = b * a.parameters
+    states = [state for _, state in layers if state is not None]
+    weights = b * (a.parameters + sum(state.parameters for state in states))
+    active = a.active + sum(state.matrices for state in states)
     held = sum(x.held for x in mixing)
     working = held + max(widest.scores + widest.activations, mlp) + logits
     stored = method.materialised
@@ -246,7 +239,7 @@ def cost(
         matrices=a.heads * attention_layers if stored else 0,
         all_scores_bytes=a.heads * sum(x.matrix for x in mixing) if stored else 0,
         attention_flops=flops,
-        flops=None if flops is None else flops + 2 * a.active * n + 2 * a.vocabulary * a.hidden,
+        flops=None if flops is None else flops + 2 * active * n + 2 * a.vocabulary * a.hidden,
         weight_bytes=weights,
         cache_bytes=sum(x.cache for x in mixing),
         activation_bytes=max(widest.activations, mlp),
@@ -291,14 +284,18 @@ class _Mixing:
 
 
 def _layers(a: Architecture, method: Method) -> list[tuple[LayerPlan, StateSize | None]]:
-    replaced = set(select(method.mamba, a.layers, a.shape.kinds)) if method.mamba is not None else set()
+    shape, states = a.shape, list(a.states)
+    if method.mamba is not None:
+        plan = parse_mamba(method.mamba)
+        replaced = select(plan.layers, a.layers, shape.kinds)
+        shape = replace(shape, kinds=kinds_of(shape.kinds, shape.windows, replaced))
+        for index in replaced:
+            states[index] = mamba2_state(a, plan)
     attention = method.attention
-    if isinstance(attention, Pattern) and any(a.states):
+    if isinstance(attention, Pattern) and any(states):
         # A hybrid's recurrent layers are no place for a pattern.
-        attention = Layers({i: attention for i, state in enumerate(a.states) if state is None})
-    plans = resolve(attention, a.shape, method.own_windows)
-    converted = mamba2_state(a)
-    return [(plan, converted if plan.index in replaced else a.states[plan.index]) for plan in plans]
+        attention = Layers({i: attention for i, state in enumerate(states) if state is None})
+    return list(zip(resolve(attention, shape, method.own_windows), states))
 
 
 def _layer(

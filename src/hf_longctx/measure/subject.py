@@ -42,18 +42,23 @@ def as_loaded(model: Any) -> Iterator[Variant | None]:
         model: a Hugging Face causal LM, patched or not.
 
     Yields:
-        What it was patched with, as the variant `as-loaded`; None if it was not patched.
+        What it was patched with, as the variant `as-loaded`; None if it was not patched. A model that was saved with
+        Mamba layers stays as it is, since there is no untouched one behind it; its variant then defines nothing.
 
     Raises:
         ValueError: for a plan that cannot be undone, or that this version cannot read.
     """
     from hf_longctx import is_patched, patch, unpatch
     from hf_longctx.hf.attention import arguments, stored_plan
+    from hf_longctx.hf.mixers import mixers, teachers
 
     if not is_patched(model):
         yield None
         return
     plan = arguments(stored_plan(model.config))
+    if mixers(model) and not teachers(model):
+        yield Variant(AS_LOADED)
+        return
     unpatch(model)
     try:
         yield Variant(AS_LOADED, **plan)

@@ -105,7 +105,8 @@ def as_variants(
     Args:
         given: variants, their text form, or a mapping from a name to keyword arguments of `hf_longctx.patch` as text.
         stock: whether the untouched model runs too.
-        loaded: what the model was patched with when it was given, if it was; runs after `stock`.
+        loaded: what the model was patched with when it was given, if it was; runs after `stock`. One that defines
+            nothing is a model that cannot be unpatched, and runs alone.
 
     Returns:
         At least one variant.
@@ -121,6 +122,12 @@ def as_variants(
         given = [given]
     if isinstance(given, Mapping):
         given = [_from_mapping(name, definition) for name, definition in given.items()]
+    given = list(given)
+    if loaded and not loaded.definition() and (stock or given):
+        raise ValueError(
+            "the model was saved with Mamba layers, so there is no stock model behind it to run or to patch: leave "
+            "stock out (--no-stock, stock=False), name no variants, and measure the original model in its own run"
+        )
     variants: list[Variant] = [Variant(STOCK)] if stock else []
     variants += [loaded] if loaded else []
     for item in given:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from hf_longctx.hf.architecture import Architecture
@@ -28,7 +28,7 @@ def methods(attention: Iterable[str] | None = None, *, mamba: str = "*") -> list
 
     Args:
         attention: text forms of patterns or plans by layer; None takes every registered pattern and every preset.
-        mamba: selector of the layers that become Mamba-2 layers in the last one.
+        mamba: which layers become Mamba-2 layers in the last one, in text form.
 
     Raises:
         ValueError: a text that is no pattern.
@@ -66,9 +66,11 @@ def wall(
         chunk: rows of one forward in the figures that read the prompt in chunks; the others read it at once.
 
     Returns:
-        Plain data: `machine`, `itemsize`, `chunk`, `architecture`, and `methods`, each with `name`, `pattern` (text or
-        None), `rows` (a `Cost` as a dict by length, with `chunked_peak_bytes`), and `fits`: for each quantity the
-        most tokens at which it is within the machine's memory, None where it always is, with `chunked_peak_bytes` too.
+        Plain data: `machine`, `itemsize`, `chunk`, `architecture`, and `methods`, each with `name`, `pattern` and
+        `mamba` (text or None), `crossover` (tokens from which on its states take fewer bytes than the keys and values
+        in their place, or None), `rows` (a `Cost` as a dict by length, with `chunked_peak_bytes`), and `fits`: for
+        each quantity the most tokens at which it is within the machine's memory, None where it always is, with
+        `chunked_peak_bytes` too.
 
     Raises:
         ValueError: no length or one below 1, or a plan that does not fit the model.
@@ -88,6 +90,8 @@ def wall(
             {
                 "name": method.name,
                 "pattern": None if method.attention is None else str(method.attention),
+                "mamba": method.mamba,
+                "crossover": crossover(a, method, itemsize=itemsize),
                 "rows": rows,
                 "fits": _fits(a, method, machine.memory, itemsize, chunk),
             }
@@ -100,6 +104,32 @@ def wall(
         | {"layers": a.layers, "kv_heads": a.shape.kv_heads, "windows": list(a.shape.windows)},
         "methods": shown,
     }
+
+
+def crossover(a: Architecture, method: Method, *, itemsize: int = 2) -> int | None:
+    """The first length at which a method's states take fewer bytes than the keys and values in their place.
+
+    Args:
+        a: the model's sizes.
+        method: one with Mamba-2 layers.
+        itemsize: bytes of a number.
+
+    Returns:
+        Tokens; None where keys and values never take more, because windows bound them, or without Mamba-2 layers.
+
+    >>> from transformers import LlamaConfig
+    >>> from hf_longctx.hf.architecture import architecture
+    >>> crossover(architecture(LlamaConfig(num_key_value_heads=8)), methods([], mamba="::2")[-1])
+    138
+    """
+    without = replace(method, mamba=None)
+
+    def saved(n: int) -> int:
+        with_states, keys = (cost(a, m, n, itemsize=itemsize, count=False).cache_bytes for m in (method, without))
+        return keys - with_states
+
+    fewer = None if method.mamba is None else longest(saved, 0)
+    return None if fewer is None else fewer + 1
 
 
 def _fits(a: Architecture, method: Method, memory: int, itemsize: int, chunk: int) -> dict[str, int | None]:

@@ -12,6 +12,8 @@ _INDEX = r"-?\d{1,9}"
 _ITEM = rf"(?:\*|(?:{_INDEX})?:(?:{_INDEX})?(?::{_INDEX})?|{_INDEX}|[A-Za-z_]\w*)"
 #: A layer selector: indices, Python slices, layer types of the model, joined by commas; or `*` for the rest.
 SELECTOR = rf"{_ITEM}(?:,{_ITEM})*"
+#: Layer types whose attention is ordinary causal attention, perhaps through a window.
+ATTENTION_KINDS = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Layers:
     Args:
         plan: selector -> pattern (an object or its text). A selector is an index (`0`, `-1`), a Python slice (`::4`,
             `2:20`), one of the model's own layer types (`full_attention`), several of these joined by commas, or `*`
-            for all layers that no other selector names.
+            for all attention layers that no other selector names.
 
     >>> from hf_longctx.patterns import Full, SlidingWindow
     >>> plan = Layers({"0,-1": Full(), "*": SlidingWindow(64)})
@@ -77,9 +79,13 @@ class Layers:
                         "make the selectors disjoint"
                     )
                 claimed[index] = (selector, pattern)
-        if rest is not None and len(claimed) == layers:
-            raise ValueError(f"layer selector '*' in '{self}' matches no layer: the others already name all {layers}")
-        return [claimed[i][1] if i in claimed else rest for i in range(layers)]
+        left = [i for i in range(layers) if i not in claimed and (not kinds or kinds[i] in ATTENTION_KINDS)]
+        if rest is not None and not left:
+            raise ValueError(
+                f"layer selector '*' in '{self}' matches no layer: the others already name all attention layers of "
+                f"{layers}"
+            )
+        return [claimed[i][1] if i in claimed else rest if i in left else None for i in range(layers)]
 
     def __str__(self) -> str:
         return ";".join(f"{selector}={pattern}" for selector, pattern in self.plan)

@@ -1,0 +1,67 @@
+"""The short causal convolution before the scan, over real tokens only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    past: Tensor | None = None,
+    valid: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each channel's weighted sum of the last K real tokens of its document. Differentiable.
+
+    Args:
+        x: (b, l, c), any floating dtype.
+        weight: (c, K), the current token's tap last.
+        bias: (c,).
+        past: (b, c, K - 1), the last inputs before these; 0 if None. They belong to the first token's document.
+        valid: (b, l) bool, False for padding, which is skipped as if it were not there; all real if None.
+        documents: (b, l) integers that change where a new document begins.
+
+    Returns:
+        y (b, l, c), 0 at padding, and the `past` of the next call, (b, c, K - 1), both in x's dtype.
+
+    >>> x = torch.arange(1.0, 5).view(1, 4, 1)
+    >>> y, past = causal_conv(x, torch.tensor([[1.0, 10.0]]), torch.zeros(1))
+    >>> y.flatten().tolist(), past.flatten().tolist()
+    ([10.0, 21.0, 32.0, 43.0], [4.0])
+    """
+    (batch, length, channels), before = x.shape, weight.shape[1] - 1
+    weight, bias, slots = weight.to(x.dtype), bias.to(x.dtype), None
+    if valid is not None:
+        # Real tokens move together to the left; padding goes to one slot more, which is cut off.
+        slots = torch.where(valid, valid.cumsum(1) - 1, length)
+        x = _moved(x, slots[..., None])
+        documents = None if documents is None else _moved(documents, slots)
+    past = x.new_zeros(batch, channels, before) if past is None else past.to(x.dtype)
+    full = torch.cat([past.transpose(1, 2), x], dim=1)
+    ids = None if documents is None else torch.cat([documents[:, :1].expand(-1, before), documents], dim=1)
+    y = torch.addcmul(bias, x, weight[:, before])
+    for tap in range(before):
+        seen = full[:, tap : tap + length]
+        if ids is not None:
+            seen = seen * (ids[:, tap : tap + length] == ids[:, before:])[..., None]
+        y = torch.addcmul(y, seen, weight[:, tap])
+    if valid is None or slots is None:
+        last = torch.arange(length, length + before, device=x.device).expand(batch, -1)
+    else:
+        last = valid.sum(1)[:, None] + torch.arange(before, device=x.device)
+        y = y.gather(1, slots.clamp(max=length - 1)[..., None].expand(-1, -1, channels)) * valid[..., None]
+    left = full.gather(1, last[..., None].expand(-1, -1, channels))
+    if ids is not None:
+        kept = ids.gather(1, last)
+        left = left * (kept == kept[:, -1:])[..., None]
+    return y, left.transpose(1, 2)
+
+
+def _moved(x: Tensor, slots: Tensor) -> Tensor:
+    """Tokens of x (b, l, ...) at their new places, 0 elsewhere."""
+    empty = x.new_zeros(x.shape[0], x.shape[1] + 1, *x.shape[2:])
+    return empty.scatter(1, slots.expand_as(x), x)[:, :-1]
