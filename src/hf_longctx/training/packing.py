@@ -45,8 +45,8 @@ class Edges:
 
 
 @dataclass
-class Sequence_:
-    """Sequences as they are filled; one row of the training data each.
+class _Row:
+    """A sequence as it is filled.
 
     Attributes:
         input_ids: token ids.
@@ -116,7 +116,7 @@ def pack(
             "beginning and end; choose a longer one"
         )
     around = len(edges.bos) + len(edges.eos)
-    row = Sequence_()
+    row = _Row()
     for document in documents:
         done = 0
         while done < len(document):
@@ -130,4 +130,4 @@ def pack(
                 if room:
                     row.fill(room, edges.filler)
                 yield row.row()
-                row = Sequence_()
+                row = _Row()
