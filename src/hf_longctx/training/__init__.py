@@ -1,7 +1,7 @@
 """Teaching a model its longer window, and proving that it took: `extend` is the whole of it in one call.
 
 Everything else is reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the
-data, `tiled_loss` for a loss that never holds all logits, `adapter` for adapters that carry their RoPE.
+data, `tiled_loss` for a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter import load_adapter
-    from .extend import extend
+    from hf_longctx.hf.adapters import load_adapter
+
+    from .extension import extend
     from .recipes import RECIPES, Recipe, Stage
 
 __all__ = ["RECIPES", "Recipe", "Stage", "extend", "load_adapter"]
@@ -19,8 +20,8 @@ _HOMES = {
     "RECIPES": "recipes",
     "Recipe": "recipes",
     "Stage": "recipes",
-    "extend": "extend",
-    "load_adapter": "adapter",
+    "extend": "extension",
+    "load_adapter": "..hf.adapters",
 }
 
 
@@ -30,6 +31,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = found  # `extend` is a module too, which importing it has put in this place
-    return found
+    home = _HOMES[name]
+    return getattr(import_module(home if home.startswith(".") else f".{home}", __name__), name)
