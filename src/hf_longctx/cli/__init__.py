@@ -18,6 +18,7 @@ def main() -> None:
     from hf_longctx.cli.describe import describe
     from hf_longctx.cli.effective import effective
     from hf_longctx.cli.env import env
+    from hf_longctx.cli.extend import extend
     from hf_longctx.cli.models import models
     from hf_longctx.cli.needle import needle
     from hf_longctx.cli.patterns import patterns
@@ -33,7 +34,7 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (needle, effective, tasks, cost, wall, report, rope, describe, patterns, models, env):
+    for command in (needle, effective, tasks, cost, wall, extend, report, rope, describe, patterns, models, env):
         app.command()(command)
     # Whoever is told to stop, by Ctrl-C or by a scheduler, leaves a valid run behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

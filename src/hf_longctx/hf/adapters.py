@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,10 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     if carried is None:
         raise ValueError(f"{folder} holds no adapter that carries its RoPE: load it with peft.PeftModel.from_pretrained")
     _check_frequencies(model, carried, folder)
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with warnings.catch_warnings():
+        # PEFT says that it does not know the key, which has just been obeyed.
+        warnings.filterwarnings("ignore", message=f".*[Uu]nexpected keyword arguments.*{KEY}", category=UserWarning)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def merged(folder: str | Path, **kwargs: Any) -> Any:

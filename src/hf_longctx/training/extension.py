@@ -226,6 +226,7 @@ class _Work:
         self.run, self.model, self.tokenizer, self.corpus = run, model, tokenizer, corpus
         self.recipe, self.tuned, self.trained, self.processes = recipe, tuned, trained, processes
         self.seed: int = run.record["settings"]["seed"]
+        self.dtype = model.dtype
 
     # -- before and after
 
@@ -305,7 +306,7 @@ class _Work:
         import torch
 
         on_cuda = self.model.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return self.model.dtype == torch.bfloat16 or on_cuda
+        return self.dtype == torch.bfloat16 or on_cuda
 
     def _patch(self, stage: Stage, attention: str | None, pose: bool) -> None:
         from .guards import check_changed, rope_state
@@ -421,8 +422,7 @@ class _Work:
             save_adapter(adapted, folder / "adapter" if merge else folder, window=final.window)
         if lora:
             adapted.merge_and_unload()
-        if self._autocast() and lora:
-            self.model.to(self.model.dtype)
+            self.model.to(self.dtype)
         settle_rope(self.model, window=final.window)
         if writes and (merge or not lora):
             whole = sum(p.numel() * p.element_size() for p in self.model.parameters())
