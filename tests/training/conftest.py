@@ -1,33 +1,12 @@
-"""A tokenizer of bytes and a tiny model that fits it, in memory and as a folder."""
+"""The tiny model and its tokenizer, in memory and as a folder; the command line in this process."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-import torch
 
-
-def make_byte_tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"<s>": 256, "</s>": 257}
-    tokenizer = Tokenizer(models.BPE(alphabet, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-
-def make_tiny(**more):
-    """A random Llama of 3 layers over bytes, trained (so it says) on 64 tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = {
-        "vocab_size": 258, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 256,
-        "eos_token_id": 257, "tie_word_embeddings": True,
-    }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**config | more)).eval()
+from tiny_model import make_byte_tokenizer, make_tiny
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +25,18 @@ def tiny_folder(tmp_path_factory, byte_tokenizer):
     make_tiny().save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    from hf_longctx.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf-longctx", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import logging
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -284,7 +285,13 @@ class _Work:
 
         short = PackedDataset(self.corpus, self.tokenizer, min(self.trained, 4096), seed=self.seed)
         losses = [token_losses(self.model, row["input_ids"].tolist()) for row, _ in zip(short, range(_REFERENCE_ROWS))]
-        return float(torch.cat(losses).mean())
+        loss = float(torch.cat(losses).mean())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the model's own loss on text within its window is {loss}: its weights are damaged, or dtype "
+                f"{self.dtype} cannot hold its numbers; load it with dtype float32"
+            )
+        return loss
 
     # -- training
 
