@@ -12,6 +12,8 @@ from tiny_model import make_byte_tokenizer, make_tiny
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = {
+    "extend_smollm2.py": ["--to", "1k", "--length", "128", "--steps", "2", "--out", "{out}"],
+    "extend_with_trl.py": ["--length", "256", "--steps", "2", "--rope", "yarn:2", "--out", "{out}"],
     "how_far_does_it_see.py": ["--lengths", "300", "--depths", "2"],
     "add_your_own_pattern.py": [],
     "patch_in_a_notebook.py": [],
@@ -32,8 +34,11 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_example(name, tiny):
-    command = [sys.executable, str(ROOT / "examples" / name), str(tiny), *ARGUMENTS[name]]
+def test_example(name, tiny, tmp_path):
+    if "trl" in name:
+        pytest.importorskip("trl", reason="needs the package trl")
+    arguments = [argument.format(out=tmp_path / "out") for argument in ARGUMENTS[name]]
+    command = [sys.executable, str(ROOT / "examples" / name), str(tiny), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
