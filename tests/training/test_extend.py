@@ -152,7 +152,9 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, tiny_folder):
         "--data=prose", "--to=128", "--steps=5", "--batch=2", "--full", "--learning-rate=1e-3", "--no-measure",
         "--device=cpu",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((out / "extend.json").read_text())
     assert record["finished"]

@@ -101,7 +101,9 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
         raise ModuleNotFoundError('an adapter needs the package peft: pip install "hf_longctx[train]"') from None
     carried = carried_rope(folder)
     if carried is None:
-        raise ValueError(f"{folder} holds no adapter that carries its RoPE: load it with peft.PeftModel.from_pretrained")
+        raise ValueError(
+            f"{folder} holds no adapter that carries its RoPE: load it with peft.PeftModel.from_pretrained"
+        )
     _check_frequencies(model, carried, folder)
     with warnings.catch_warnings():
         # PEFT says that it does not know the key, which has just been obeyed.

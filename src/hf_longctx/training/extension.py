@@ -273,7 +273,12 @@ class _Work:
 
         folder = f"needle-{name}"
         run_needle(
-            self.model, self.tokenizer, variants=variants, lengths=lengths, seed=self.seed, out=self.run.folder / folder
+            self.model,
+            self.tokenizer,
+            variants=variants,
+            lengths=lengths,
+            seed=self.seed,
+            out=self.run.folder / folder,
         )
         self.run.save(needle=self.run.record.get("needle", {}) | {name: folder})
 
@@ -330,7 +335,9 @@ class _Work:
             patch(self.model, rope=stage.rope)
         check_changed(self.model, before, stage.rope)
 
-    def train(self, adapted: Any, planned: tuple[Stage, ...], *, attention: str | None, pose: bool, **how: Any) -> None:
+    def train(
+        self, adapted: Any, planned: tuple[Stage, ...], *, attention: str | None, pose: bool, **how: Any
+    ) -> None:
         """Train every stage that is not finished, from the last whole checkpoint."""
         checkpoint_bytes = 3 * trainable_bytes(adapted) + (1 << 20)
         if self.tuned == "full":
@@ -387,7 +394,11 @@ class _Work:
         trainer = make_trainer(
             adapted,
             PackedDataset(
-                self.corpus, self.tokenizer, stage.length, window=stage.window if pose else None, seed=self.seed + index
+                self.corpus,
+                self.tokenizer,
+                stage.length,
+                window=stage.window if pose else None,
+                seed=self.seed + index,
             ),
             self.recipe,
             stage,

@@ -51,9 +51,7 @@ def token_losses(model: Any, ids: Sequence[int]) -> Tensor:
             for start in range(0, length, CHUNK):
                 piece = tokens[:, start : start + CHUNK]
                 places = torch.arange(start, start + piece.shape[1], device=model.device)[None]
-                out = model.get_decoder()(
-                    input_ids=piece, position_ids=places, past_key_values=cache, use_cache=True
-                )
+                out = model.get_decoder()(input_ids=piece, position_ids=places, past_key_values=cache, use_cache=True)
                 cache, hidden = out.past_key_values, out.last_hidden_state
                 targets = tokens[0, start + 1 : start + 1 + piece.shape[1]]
                 for row in range(0, len(targets), ROWS):
@@ -83,7 +81,5 @@ def by_position(model: Any, ids: Sequence[int], bins: Sequence[tuple[int, int]])
         if len(part):
             loss = float(part.mean())
             perplexity = math.exp(min(loss, 700.0))
-            rows.append(
-                {"start": start, "stop": stop, "tokens": len(part), "loss": loss, "perplexity": perplexity}
-            )
+            rows.append({"start": start, "stop": stop, "tokens": len(part), "loss": loss, "perplexity": perplexity})
     return rows
