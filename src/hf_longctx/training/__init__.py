@@ -1,0 +1,35 @@
+"""Teaching a model its longer window, and proving that it took: `extend` is the whole of it in one call.
+
+Everything else is reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the
+data, `tiled_loss` for a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_longctx.hf.adapters import load_adapter
+
+    from .extension import extend
+    from .recipes import RECIPES, Recipe, Stage
+
+__all__ = ["RECIPES", "Recipe", "Stage", "extend", "load_adapter"]
+
+_HOMES = {
+    "RECIPES": "recipes",
+    "Recipe": "recipes",
+    "Stage": "recipes",
+    "extend": "extension",
+    "load_adapter": "..hf.adapters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    home = _HOMES[name]
+    return getattr(import_module(home if home.startswith(".") else f".{home}", __name__), name)

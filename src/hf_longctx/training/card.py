@@ -1,0 +1,107 @@
+"""The model card of an extended model: base, method, factor, data, and what was measured before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+#: What the measured models are called, in the order of the table.
+COLUMNS = {"stock": "base model", "untrained": "scaled, not trained", "trained": "this model"}
+
+
+def write_card(record: dict[str, Any]) -> str:
+    """The card as Markdown with its metadata.
+
+    Args:
+        record: of a finished run, as `extend.json` has it.
+    """
+    settings, stages = record["settings"], record["stages"]
+    final = stages[-1]
+    metadata = {
+        "base_model": settings["model"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["long-context", f"rope-{final['rope'].partition(':')[0]}", "hf_longctx"],
+    }
+    head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items())
+    parts = [
+        f"---\n{head}\n---\n",
+        f"# {settings['model']} for {final['window']:,} tokens\n",
+        f"{settings['model']}, trained on {record['trained_length']:,} tokens, extended to {final['window']:,} by "
+        f"RoPE scaling `{final['rope']}` and fine-tuning ({_tuning(settings)}).\n",
+        "## Training\n",
+        *(f"- {line}" for line in _training(record)),
+        "",
+        "## Measured\n",
+        *_measured(record),
+        "## Load\n",
+        *_loading(record),
+    ]
+    return "\n".join(parts)
+
+
+def perplexity_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of perplexities by position."""
+    measured: dict[str, Sequence[dict[str, Any]]] = record.get("perplexity", {})
+    names = [name for name in COLUMNS if name in measured]
+    if not names:
+        return [], []
+    rows = []
+    for index, first in enumerate(measured[names[0]]):
+        cells = [f"{measured[name][index]['perplexity']:.4g}" for name in names]
+        rows.append([f"{first['start']:,} to {first['stop']:,}", f"{first['tokens']:,}", *cells])
+    return ["positions", "tokens", *(COLUMNS[name] for name in names)], rows
+
+
+def _tuning(settings: dict[str, Any]) -> str:
+    rank = f", rank {settings['rank']}, alpha {settings['alpha']}"
+    return {
+        "full": "all parameters",
+        "lora": f"LoRA on the attention{rank}",
+        "lora-plus": f"LoRA on the attention, embeddings and norms as a whole{rank}",
+    }[settings["tune"]]
+
+
+def _training(record: dict[str, Any]) -> list[str]:
+    settings = record["settings"]
+    lines = [f"recipe `{settings['recipe']}`: {record['source']}", f"data: {record['data']}"]
+    for stage in record["stages"]:
+        losses = [row["loss"] for row in stage.get("log", ()) if "loss" in row]
+        course = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+        lines.append(
+            f"{stage['steps']} steps of {stage['batch']} sequences of {stage['length']:,} tokens to a window of "
+            f"{stage['window']:,} (`{stage['rope']}`), learning rate {stage['learning_rate']:g}{course}"
+        )
+    if settings["pose"]:
+        lines.append("positions skip within the window (PoSE, arXiv 2309.10400)")
+    lines.append(f"attention while training: `{settings['attention'] or 'full'}`")
+    if record.get("command"):
+        lines.append(f"command: `{record['command']}`")
+    lines.append("versions: " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()))
+    return lines
+
+
+def _measured(record: dict[str, Any]) -> list[str]:
+    head, rows = perplexity_rows(record)
+    if not rows:
+        return ["Nothing was measured.\n"]
+    table = [head, ["---"] * len(head), *rows]
+    lines = ["Perplexity on held-out text of the same data, one reading, by position:\n"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    for name, folder in record.get("needle", {}).items():
+        lines.append(f"\nNeedle test, {COLUMNS[name]}: see `{folder}`.")
+    return [*lines, ""]
+
+
+def _loading(record: dict[str, Any]) -> list[str]:
+    if record["settings"]["merge"] or record["settings"]["tune"] == "full":
+        return [
+            "Plain transformers, and whatever reads its config, loads this folder. With another attention pattern:\n",
+            '```python\nimport hf_longctx as lc\n\nmodel = lc.from_pretrained("PATH")\n'
+            'lc.patch(model, attention="window:4096+global:4")\n```\n',
+        ]
+    return [
+        "This folder is an adapter. It needs the RoPE that it was trained under, which plain PEFT does not set:\n",
+        '```python\nimport hf_longctx as lc\n\nmodel = lc.from_pretrained("PATH")  # base, RoPE and adapter\n```\n',
+    ]

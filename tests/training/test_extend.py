@@ -1,0 +1,286 @@
+"""`extend` from beginning to end on a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_longctx as lc
+from hf_longctx.training import RECIPES, extend, load_adapter
+from tiny_model import make_tiny
+
+SMALL = {"data": "prose", "to": 128, "steps": 3, "batch": 2, "progress": False, "device": "cpu"}
+QUICK = SMALL | {"measure": False}
+
+
+def losses(record) -> list[float]:
+    return [row["loss"] for stage in record["stages"] for row in stage["log"]]
+
+
+@pytest.mark.parametrize("tune", ["lora", "lora-plus", "full"])
+def test_the_result_loads_in_plain_transformers(tmp_path, tiny_folder, tune):
+    record = extend(str(tiny_folder), out=tmp_path, tune=tune, learning_rate=1e-2, **SMALL)
+    assert record["finished"] and record == json.loads((tmp_path / "extend.json").read_text())
+    assert len(losses(record)) == 3
+    assert losses(record)[-1] < losses(record)[0]
+    assert record["perplexity"].keys() == {"stock", "untrained", "trained"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.max_position_embeddings == 128
+    assert model.config.rope_parameters["rope_type"] == "yarn"
+    assert model.config.rope_parameters["factor"] == 2
+    assert model.config.rope_parameters["original_max_position_embeddings"] == 64
+    assert not lc.is_patched(model)
+    assert model.config.use_cache
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 128
+    card = (tmp_path / "README.md").read_text()
+    assert all(word in card for word in ("yarn:2", "generated prose", "scaled, not trained", "base_model"))
+    stock = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    ids = torch.arange(3, 103)[None]
+    with torch.no_grad():
+        logits = model(ids).logits
+        assert (logits - stock(ids).logits).abs().max() > 1e-2
+        if tune != "full":
+            adapted = load_adapter(lc.patch(stock, rope="yarn:2"), tmp_path / "adapter").eval()
+            torch.testing.assert_close(adapted(ids).logits, logits, atol=1e-5, rtol=1e-4)
+        lc.patch(model, attention="window:16+global:2")  # trained in full, run under another pattern
+        assert (model(ids).logits - logits).abs().max() > 1e-4
+
+
+def test_an_adapter_carries_its_rope_and_refuses_an_unscaled_base(tmp_path, tiny_folder):
+    extend(str(tiny_folder), out=tmp_path, tune="lora-plus", merge=False, **QUICK)
+    assert not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(ValueError, match=r"trained under rope yarn:2 over 64.*patch it first"):
+        load_adapter(make_tiny(), tmp_path)
+    with pytest.raises(ValueError, match="other frequencies"):
+        load_adapter(lc.patch(make_tiny(), rope="yarn:4"), tmp_path)
+    with pytest.raises(ValueError, match="no adapter that carries"):
+        load_adapter(make_tiny(), tiny_folder)
+    ids = torch.arange(3, 103)[None]
+    with torch.no_grad():
+        by_hand = load_adapter(lc.patch(make_tiny(), rope="yarn:2"), tmp_path).eval()(ids).logits
+        loaded = lc.from_pretrained(str(tmp_path)).eval()
+        torch.testing.assert_close(loaded(ids).logits, by_hand, atol=1e-5, rtol=1e-4)
+    assert lc.describe(loaded).rope == "yarn:2"
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text().replace('"version": 1', '"version": 7'))
+    with pytest.raises(ValueError, match="cannot read"):
+        lc.from_pretrained(str(tmp_path))
+
+
+def test_training_under_a_pattern_with_skips_and_a_loaded_model(tmp_path, tiny, byte_tokenizer):
+    record = extend(
+        tiny, byte_tokenizer, out=tmp_path, attention="block:32,1", pose=True, rope="linear", **QUICK | {"to": 256}
+    )
+    assert record["stages"][0]["length"] == 64  # short sequences for a window of 256
+    assert record["settings"]["attention"] == "block:32,1"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.max_position_embeddings == 256
+    assert not lc.is_patched(tiny)
+    assert "forward" not in vars(tiny)
+    assert tiny.config._attn_implementation != "longctx"
+
+
+def test_theta_in_stages_keeps_its_own_window(tmp_path, tiny_folder):
+    """EasyContext raises theta and not a factor: the window written is the stage's, not what NTK would make of it."""
+    stages = tuple(
+        dataclasses.replace(one, steps=1, window=window, length=window, batch=2)
+        for one, window in zip(RECIPES["easycontext"].stages, (96, 160))
+    )
+    recipe = dataclasses.replace(RECIPES["easycontext"], stages=stages)
+    extend(str(tiny_folder), out=tmp_path, recipe=recipe, data="prose", device="cpu", progress=False, measure=False)
+    config = AutoModelForCausalLM.from_pretrained(tmp_path).config
+    assert config.max_position_embeddings == 160
+    assert config.rope_parameters["rope_theta"] == pytest.approx(5e6)
+    assert config.rope_parameters["rope_type"] == "default"
+
+
+RESUMED = {
+    "data": "prose", "stages": "96:3,128:12", "batch": 2, "device": "cpu", "measure": False, "pose": True, "length": 48,
+    "save_every": 2, "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, tiny_folder):
+    """SIGKILL in the second stage; weights, optimizer, schedule, skips and data order must all come back."""
+    whole = extend(str(tiny_folder), out=tmp_path / "whole", progress=False, **RESUMED)
+    out = tmp_path / "killed"
+    given = [f"--{key.replace('_', '-')}={value}" for key, value in RESUMED.items() if not isinstance(value, bool)]
+    command = [sys.executable, "-m", "hf_longctx", "extend", str(tiny_folder), f"--out={out}", *given]
+    child = subprocess.Popen([*command, "--pose", "--no-measure"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "stages" / "1" / "checkpoint-4" / "whole").exists():
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    printed = child.communicate()[1]
+    assert "tokens/s" in printed and "left" in printed
+    assert not json.loads((out / "extend.json").read_text())["finished"]
+    torn = out / "stages" / "1" / "checkpoint-11"
+    torn.mkdir(exist_ok=True)
+    (torn / "trainer_state.json").write_text('{"global_step')
+    record = extend(str(tiny_folder), out=out, progress=False, **RESUMED)
+    assert losses(record) == losses(whole)
+    assert [row["step"] for row in record["stages"][1]["log"]] == list(range(1, 13))
+    ends = [AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (out, tmp_path / "whole")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not list(out.glob("stages/*/checkpoint-*"))
+    assert extend(str(tiny_folder), out=out, progress=False, **RESUMED) == record  # nothing is done twice
+    with pytest.raises(ValueError, match="seed=0, and this one has 1"):
+        extend(str(tiny_folder), out=out, progress=False, seed=1, **RESUMED)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, tiny_folder):
+    """The launched pair shares each batch; the one process computes it at once."""
+    alone = extend(
+        str(tiny_folder), out=tmp_path / "one", micro_batch=2, tune="full", learning_rate=1e-3, **QUICK | {"steps": 5}
+    )
+    out = tmp_path / "two"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+        "--mixed_precision=no", "--dynamo_backend=no", "-m", "hf_longctx", "extend", str(tiny_folder), f"--out={out}",
+        "--data=prose", "--to=128", "--steps=5", "--batch=2", "--full", "--learning-rate=1e-3", "--no-measure",
+        "--device=cpu",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((out / "extend.json").read_text())
+    assert record["finished"]
+    torch.testing.assert_close(losses(record), losses(alone), atol=1e-5, rtol=0)
+    assert losses(record)[-1] < losses(record)[0] - 0.01
+
+
+# -- what stops a run
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step(tmp_path, tiny_folder):
+    with pytest.raises(ValueError, match=r"step [23]: .*(?:loss is|not finite).*learning rate \(1e\+30\)"):
+        extend(str(tiny_folder), out=tmp_path, learning_rate=1e30, tune="full", **QUICK)
+
+
+def test_a_first_loss_far_above_stops_with_advice(tmp_path, tiny_folder):
+    with pytest.raises(ValueError, match=r"step 1: the loss is \d\.\d+ under rope yarn:2.*limit 0\.10.*Check --rope"):
+        extend(str(tiny_folder), out=tmp_path, max_first_loss=0.1, **QUICK)
+
+
+def test_gradients_are_clipped_and_a_run_where_they_are_not_stops(tmp_path, tiny_folder, monkeypatch):
+    from hf_longctx.training.guards import Guards
+    from hf_longctx.training.trainer import ExtendTrainer
+
+    recipe = dataclasses.replace(RECIPES["default"], clip=1e-3)
+    norms = []
+    watched = Guards.on_pre_optimizer_step
+
+    def watch(self, args, state, control, model=None, **kwargs):
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
+        return watched(self, args, state, control, model=model, **kwargs)
+
+    monkeypatch.setattr(Guards, "on_pre_optimizer_step", watch)
+    record = extend(str(tiny_folder), out=tmp_path / "clipped", recipe=recipe, **QUICK)
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
+    assert min(row["grad_norm"] for row in record["stages"][0]["log"]) > 1e-2  # what it was before
+    monkeypatch.setattr(ExtendTrainer, "_clip_grad_norm", lambda self, model: torch.tensor(1.0))
+    with pytest.raises(ValueError, match="clipping did not run"):
+        extend(str(tiny_folder), out=tmp_path / "not", recipe=recipe, **QUICK)
+
+
+def test_frequencies_that_did_not_change_are_refused(tiny):
+    from hf_longctx.training.guards import check_changed, rope_state
+
+    before = rope_state(tiny)
+    tiny.config.rope_parameters = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}  # what others do
+    with pytest.raises(ValueError, match="old frequencies"):
+        check_changed(tiny, before, "yarn:4")
+    lc.patch(make := make_tiny(), rope="yarn:4")
+    check_changed(make, before, "yarn:4")
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_full_disk_is_seen_before_it_is_written_to(tmp_path, tiny_folder, monkeypatch, after):
+    """Before training, and before a checkpoint when it has filled up meanwhile."""
+    import shutil
+
+    usage, calls = namedtuple("usage", "total used free"), []
+
+    def full(path):
+        calls.append(path)
+        return usage(0, 0, 1 if len(calls) > after else 1 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with pytest.raises(ValueError, match=r"GiB free, and (its checkpoints|the checkpoint of step 1).*needs"):
+        extend(str(tiny_folder), out=tmp_path, save_every=1, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tune": "qlora"}, "must be one of full, lora, lora-plus"),
+        ({"recipe": "yarn-61"}, "did you mean"),
+        ({"to": 64}, "extends nothing"),
+        ({"batch": 3, "micro_batch": 2}, "multiple of 2"),
+        ({"data": "no/such/thing"}, "cannot be opened"),
+        ({"length": 1}, "at least 3 tokens"),
+        ({"attention": "windw:4"}, "windw"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path, tiny_folder, given, words):
+    with pytest.raises(ValueError, match=words):
+        extend(str(tiny_folder), out=tmp_path / "run", **QUICK | given)
+
+
+def test_a_patched_model_and_a_foreign_folder_are_refused(tmp_path, tiny, byte_tokenizer):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no extension run"):
+        extend(tiny, byte_tokenizer, out=tmp_path, **QUICK)
+    with pytest.raises(ValueError, match="tokenizer is None"):
+        extend(tiny, out=tmp_path / "run", **QUICK)
+    lc.patch(tiny, rope="yarn:2")
+    with pytest.raises(ValueError, match=r"is patched.*unpatch"):
+        extend(tiny, byte_tokenizer, out=tmp_path / "run", **QUICK)
+
+
+# -- the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data=prose", "--to=32q"], "--to must be a length"),
+        (["--data=prose", "--to=128", "--lora", "--full"], "--lora and --full are both given"),
+        (["--data=prose"], "--to 32k"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run, tiny_folder, tmp_path, arguments, words):
+    code, out, err = run("extend", str(tiny_folder), f"--out={tmp_path / 'run'}", *arguments)
+    assert (code, out) == (2, "")
+    assert words in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_are_listed_with_their_sources(run):
+    code, out, _ = run("extend", "--recipes")
+    assert code == 0
+    assert all(name in out and one.source in out for name, one in RECIPES.items())
+
+
+def test_the_command_shows_before_and_after(run, tiny_folder, tmp_path):
+    code, out, err = run(
+        "extend", str(tiny_folder), f"--out={tmp_path / 'run'}", "--data=prose", "--to=128", "--steps=2", "--batch=1",
+        "--lora", "--device=cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "perplexity" in out and "not trained" in out and "under yarn:2" in out
+    assert err.count("tokens/s") == 2
+    assert "hf-longctx extend" in (tmp_path / "run" / "README.md").read_text()
