@@ -118,7 +118,9 @@ def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: P
 
     torch._dynamo.reset()
     begin = time.perf_counter()
-    mask = create_block_mask(rule, None, None, n, n, device=q.device, _compile=q.is_cuda)
+    mask = create_block_mask(
+        rule, None, q.shape[1] if pattern.by_head else None, n, n, device=q.device, _compile=q.is_cuda
+    )
     made = time.perf_counter()
     compiled = torch.compile(kernel)
 
