@@ -68,13 +68,14 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     if args.resume and args.out and Path(args.out).is_file():
         results = json.loads(Path(args.out).read_text())["results"]
-    done = {(row["tokens"], row["mode"]) for row in results}
+    done = {(row["tokens"], row["mode"], row["pattern"]) for row in results}
     columns = ("ours", "causal", "masked", "flex", "pairs", "x pairs", "limit", "memory")
     print(f"{'tokens':>7} {'pattern':<26} " + " ".join(f"{c:>8}" for c in columns))
     for length in parse_lengths(args.lengths):
-        for mode in (mode for mode in args.modes if (length, mode) not in done):
+        for mode in args.modes:
+            texts = [text for text in args.patterns if (length, mode, text) not in done]
             print(f"{length:7} {mode}")
-            for row in measure(length, mode, args):
+            for row in measure(length, mode, texts, args) if texts else ():
                 results.append(row)
                 show(row, args)
             if args.out:
@@ -100,7 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--flex", default="16k", help="lengths at which FlexAttention is compiled, '' for none")
     parser.add_argument("--no-masked", action="store_true", help="leave out SDPA under a mask, the slow one")
-    parser.add_argument("--resume", action="store_true", help="keep the lengths that --out holds already")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --out holds already")
     parser.add_argument("--plot", help="PNG to draw")
     parser.add_argument(
         "--out", help="file for the numbers, '' for none; evals/results/attention-DEVICE.json if left out"
@@ -116,7 +117,7 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def measure(length: int, mode: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows of all patterns at one length: median seconds of ours, of the other backends on CUDA, and of the peers."""
     backward = mode == MODES[1]
     rng = torch.Generator().manual_seed(0)
@@ -128,8 +129,8 @@ def measure(length: int, mode: str, args: argparse.Namespace) -> Iterator[dict[s
     )
     causal, causal_scale = peers.causal(q, k, v)
     runs: Runs = {"causal": causal}
-    left_out: dict[str, dict[str, str]] = {text: {} for text in args.patterns}
-    for text in args.patterns:
+    left_out: dict[str, dict[str, str]] = {text: {} for text in texts}
+    for text in texts:
         if text == "full" and causal_scale != 1:
             continue  # the same as causal, and as slow
         pattern = parse(text)
@@ -148,7 +149,7 @@ def measure(length: int, mode: str, args: argparse.Namespace) -> Iterator[dict[s
     base = median["causal"] * causal_scale
     given = sum(x.numel() * x.element_size() for x in (q, k, v, q)) * (2 if backward else 1)
     dense = masked_seconds(q, k, v, backward, args)
-    for text in (text for text in args.patterns if text in runs):
+    for text in (text for text in texts if text in runs):
         pattern = parse(text)
         pairs = pattern.count(length) / Full().count(length)
         share = 0.08 if "random" in str(pattern) or "strided" in str(pattern) else 0.05

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from hf_longctx.attention import attend, flash
-from hf_longctx.patterns import Pattern
+from hf_longctx.patterns import Global, Pattern, Random
+from hf_longctx.patterns.combine import Union
 
 Run = Callable[[], torch.Tensor]
 
@@ -68,6 +70,23 @@ def flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Patte
     return lambda: flash_attn_func(q, k, v, **how).transpose(1, 2)
 
 
+def _rule(pattern: Pattern, n: int, heads: int, group: int) -> Callable[..., torch.Tensor]:
+    """The pattern as (head, row, column) -> bool that torch can trace; drawn blocks are looked up in a table."""
+    if isinstance(pattern, Union):
+        rules = [_rule(member, n, heads, group) for member in pattern.members]
+        return lambda h, row, column: reduce(torch.logical_or, (rule(h, row, column) for rule in rules))
+    if isinstance(pattern, Global):
+        return lambda h, row, column: column < pattern.tokens
+    if isinstance(pattern, Random):
+        size, blocks = pattern.size, -(-n // pattern.size)
+        table = torch.zeros(heads, blocks, blocks + 1, dtype=torch.bool)
+        for head in range(heads):
+            drawn = pattern.draws(torch.arange(blocks), head=head)
+            table[head].scatter_(1, drawn.where(drawn >= 0, blocks), True)
+        return lambda h, row, column: table[h // group, row // size, column // size]
+    return lambda h, row, column: pattern.allows(row, column)
+
+
 @dataclass(frozen=True)
 class Flex:
     """Compiled FlexAttention under one pattern.
@@ -91,13 +110,17 @@ def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: P
     if backward and not q.is_cuda:
         raise NotImplementedError("FlexAttention has no backward on the CPU")
 
+    n = q.shape[2]
+    seen = _rule(pattern, n, k.shape[1], q.shape[1] // k.shape[1])
+
     def rule(b: torch.Tensor, h: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        return pattern.allows(row, column) & (column <= row)
+        return seen(h, row, column) & (column <= row)
 
     torch._dynamo.reset()
-    n = q.shape[2]
     begin = time.perf_counter()
-    mask = create_block_mask(rule, None, None, n, n, device=q.device, _compile=q.is_cuda)
+    mask = create_block_mask(
+        rule, None, q.shape[1] if pattern.by_head else None, n, n, device=q.device, _compile=q.is_cuda
+    )
     made = time.perf_counter()
     compiled = torch.compile(kernel)
 
