@@ -2,8 +2,8 @@
 
     python examples/extend_smollm2.py demo --to 16k --steps 100
 
-The same as `hf-longctx extend`, from Python. Sequences of 2K tokens with skipped positions (PoSE) teach the long window,
-so that two CPU cores are enough: a step of the bundled model takes about half a minute.
+The same as `hf-longctx extend`, from Python. Sequences of 2K tokens with skipped positions (PoSE) teach the
+long window, so that two CPU cores are enough.
 """
 
 import argparse

@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SMALL = {"--lengths": "256", "--depths": "1", "--repeats": "1"}
 #: Each variant of `cost` is a process that loads the model anew.
-SHORTER = {"cost": ["--steps", "1", "--no-stock"]}
+SHORTER = {
+    "cost": ["--steps", "1", "--no-stock"],
+    "extend": ["--steps", "1", "--batch", "1", "--pose", "--length", "128", "--no-measure"],
+}
 
 
 def blocks(language: str) -> list[str]:

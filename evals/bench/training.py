@@ -43,10 +43,8 @@ def main() -> None:
     rows = {side: in_child(side, args) for side in SIDES}
     print(f"{'':>6} {'peak MiB':>10} {'over weights':>13} {'seconds':>8} {'loss':>12}")
     for side, row in rows.items():
-        over = row["peak_bytes"] - row["weight_bytes"]
-        print(
-            f"{side:>6} {row['peak_bytes'] / 2**20:10,.0f} {over / 2**20:13,.0f} {row['seconds']:8.1f} {row['loss']:12.7f}"
-        )
+        peak, over = (row["peak_bytes"] - less for less in (0, row["weight_bytes"]))
+        print(f"{side:>6} {peak / 2**20:10,.0f} {over / 2**20:13,.0f} {row['seconds']:8.1f} {row['loss']:12.7f}")
     plain, ours = (rows[side] for side in SIDES)
     print(
         f"ours takes {ours['peak_bytes'] / plain['peak_bytes']:.1%} of plain Trainer's peak at {args.length} "

@@ -53,7 +53,7 @@ def test_what_cannot_be_is_refused(arguments, words):
 
 
 def test_the_engine_sees_one_document():
-    """Under the engine a skip moves RoPE alone: the same as eager attention told each token's position and no packing."""
+    """Under the engine a skip moves RoPE alone: the same as eager attention that is told of no packing."""
     ids = tokens(1, 24)
     positions = torch.tensor([skip_positions(24, 100, random.Random(5))])
     assert (positions.diff() > 1).any()

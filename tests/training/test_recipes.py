@@ -16,9 +16,12 @@ def test_every_recipe_plans_for_llama_2(name):
     recipe = find_recipe(name)
     to = 32768 if recipe.factor is None and recipe.rope != "theta" else None
     stages = plan_stages(recipe, LLAMA2, to=to)
-    assert len(stages) == len(recipe.stages) and recipe.source
+    assert len(stages) == len(recipe.stages)
+    assert recipe.source
     for stage in stages:
-        assert LLAMA2.trained < stage.window >= stage.length and stage.batch >= 1 and 0 < stage.learning_rate < 1e-3
+        assert LLAMA2.trained < stage.window >= stage.length
+        assert stage.batch >= 1
+        assert 0 < stage.learning_rate < 1e-3
         assert parse(stage.rope).factor > 1
 
 

@@ -1,7 +1,7 @@
 """LoRA adapters that carry the RoPE that they were trained under, and refuse a model without it.
 
-PEFT stores which layers an adapter changes, but not which frequencies the model had. On an unscaled base such an adapter
-loads without a word and answers nonsense. So its `adapter_config.json` gets one more key, `longctx`.
+PEFT stores which layers an adapter changes, but not which frequencies the model had. On an unscaled base such an
+adapter loads without a word and answers nonsense. So its `adapter_config.json` gets one more key, `longctx`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def save_adapter(adapted: Any, folder: str | Path, *, window: int | None = None)
 
 
 def carried_rope(folder: str | Path) -> dict[str, Any] | None:
-    """What an adapter's folder says of RoPE: `rope`, `window`, and the `trained`, `dim` and `base` that it counts from.
+    """What an adapter says of RoPE: `rope`, `window`, and the `trained`, `dim` and `base` that it counts from.
 
     Returns:
         None where there is no adapter, or one that carries none.
@@ -101,9 +101,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
         raise ModuleNotFoundError('an adapter needs the package peft: pip install "hf_longctx[train]"') from None
     carried = carried_rope(folder)
     if carried is None:
-        raise ValueError(
-            f"{folder} holds no adapter that carries its RoPE: load it with peft.PeftModel.from_pretrained"
-        )
+        raise ValueError(f"{folder} holds no adapter that carries its RoPE: use peft.PeftModel.from_pretrained")
     _check_frequencies(model, carried, folder)
     with warnings.catch_warnings():
         # PEFT says that it does not know the key, which has just been obeyed.

@@ -46,6 +46,6 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ValueError(
-            f"{folder} has {free / 2**30:.2f} GiB free, and {what} needs {needed / 2**30:.2f} GiB: free some, or choose "
-            "another folder with --out; a run that was stopped goes on from its last checkpoint"
+            f"{folder} has {free / 2**30:.2f} GiB free, and {what} needs {needed / 2**30:.2f} GiB: free some, or "
+            "choose another folder with --out; a run that was stopped goes on from its last checkpoint"
         )

@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def open_corpus(data: str | Path, *, field: str = "text", split: str = "train") 
         return Corpus(name, "generated prose", _prose, lambda: _prose(-1))
     if name == "kjv":
         books = king_james_books()
-        return _listed(name, f"King James Version, {len(books)} books", [lambda text=text: text for text in books])
+        return _listed(name, f"King James Version, {len(books)} books", [partial(str, text) for text in books])
     path = Path(name)
     if path.exists():
         documents = [read for file in _files(path) for read in _documents(file, field)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import itertools
 import logging
 import math
 import shutil
@@ -27,8 +28,8 @@ from .tuning import check_tune, make_trainable, to_float32, trainable_bytes
 
 logger = logging.getLogger(__name__)
 
-#: Rows of training text that the model's own loss is taken from.
-_REFERENCE_ROWS = 4
+#: Tokens of training text that the model's own loss is taken from.
+_REFERENCE_TOKENS = 4096
 
 
 def extend(
@@ -192,7 +193,7 @@ def _accumulation(stage: Stage, micro_batch: int, processes: int) -> int:
     at_once = micro_batch * processes
     if micro_batch < 1 or stage.batch % at_once:
         raise ValueError(
-            f"batch is {stage.batch}, which {processes} process(es) with micro_batch={micro_batch} cannot share evenly: "
+            f"batch is {stage.batch}, which {processes} process(es) with micro_batch={micro_batch} cannot share: "
             f"choose a multiple of {max(at_once, 1)}"
         )
     return stage.batch // at_once
@@ -288,8 +289,10 @@ class _Work:
 
         from .held_out import token_losses
 
-        short = PackedDataset(self.corpus, self.tokenizer, min(self.trained, 4096), seed=self.seed)
-        losses = [token_losses(self.model, row["input_ids"].tolist()) for row, _ in zip(short, range(_REFERENCE_ROWS))]
+        length = min(self.trained, _REFERENCE_TOKENS)
+        short = PackedDataset(self.corpus, self.tokenizer, length, seed=self.seed)
+        rows = itertools.islice(short, _REFERENCE_TOKENS // length)
+        losses = [token_losses(self.model, row["input_ids"].tolist()) for row in rows]
         loss = float(torch.cat(losses).mean())
         if not math.isfinite(loss):
             raise ValueError(
@@ -350,7 +353,7 @@ class _Work:
         self.processes.wait_for_everyone()
         found = [whole_checkpoints(self.run.stage(index)) for index in range(len(planned))]
         at = max((index for index, one in enumerate(found) if one), default=0)
-        logs = {index: one for index, one in enumerate(self.run.record.get("stages", ()))}
+        logs = dict(enumerate(self.run.record.get("stages", ())))
         for index in range(at, len(planned)):
             stage = planned[index]
             if index > 0:

@@ -69,8 +69,8 @@ class Guards(TrainerCallback):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if not gradients:  # a sharded optimizer keeps them to itself
             return
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        total: Any = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
         step = state.global_step + 1
         if not math.isfinite(norm):
             raise ValueError(

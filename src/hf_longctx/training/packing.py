@@ -88,8 +88,8 @@ def pack(
 ) -> Iterator[dict[str, list[int]]]:
     """Cut documents into pieces and lay them one after the other into sequences of exactly `length` tokens.
 
-    A document that does not fit into what is left of a sequence is cut there and goes on in the next, as a piece of its
-    own. What is left when the documents end is dropped.
+    A document that does not fit into what is left of a sequence is cut there and goes on in the next, as a piece of
+    its own. What is left when the documents end is dropped.
 
     Args:
         documents: token ids, without special tokens; empty ones are passed over.

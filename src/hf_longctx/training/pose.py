@@ -37,7 +37,8 @@ def skip_positions(length: int, window: int, rng: random.Random, *, chunks: int 
     if chunks < 2:
         raise ValueError(f"chunks is {chunks}: position skipping cuts a sequence into at least 2 chunks")
     cuts = sorted(rng.sample(range(1, length), min(chunks, length) - 1)) if length > 1 else []
-    positions, skip = [], 0
+    positions: list[int] = []
+    skip = 0
     for start, stop in zip([0, *cuts], [*cuts, length]):
         if start:
             skip = rng.randint(skip, window - length)

@@ -32,7 +32,8 @@ class Progress(TrainerCallback):
         """One line for what was logged."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        assert logs is not None and self._last is not None
+        assert logs is not None
+        assert self._last is not None
         now, (then, before) = time.perf_counter(), self._last
         steps = max(1, state.global_step - before)
         seconds = (now - then) / steps

@@ -128,7 +128,7 @@ _ALL = (
     ),
     Recipe(
         name="linear-pi",
-        source="Chen et al. 2023, arXiv 2306.15595, section 3.1: LLaMA 7B and 13B, from 2K to as far as 32K",
+        source="Chen et al. 2023, arXiv 2306.15595, section 3.1 (batch and optimizer from memory): LLaMA 7B",
         rope="linear",
         tune="full",
         stages=(Step(1000),),
@@ -142,7 +142,7 @@ _ALL = (
     ),
     Recipe(
         name="easycontext",
-        source="jzhang38/EasyContext, train_scripts/EasyContext-1M-Llama-2-7B.sh: theta raised in stages, 1M tokens a step",
+        source="jzhang38/EasyContext, EasyContext-1M-Llama-2-7B.sh: theta raised in stages, 1M tokens a step",
         rope="theta",
         tune="full",
         warmup=0,
@@ -274,8 +274,8 @@ def plan_stages(
     for stage in result:
         if stage.length > stage.window:
             raise ValueError(
-                f"length is {stage.length}, longer than the window of {stage.window} that is trained: choose a shorter "
-                "one"
+                f"length is {stage.length}, longer than the window of {stage.window} that is trained: choose a "
+                "shorter one"
             )
     return tuple(result)
 

@@ -1,8 +1,8 @@
 """The language model's loss without ever holding all logits: the head runs on a few rows at a time.
 
-At 64K tokens of a vocabulary of 152K, float32 logits are 40 GB, and their gradient as much again. Here the decoder runs
-once, and the model's own head (with whatever it does to its logits) runs on one tile of rows after the other, forgets
-its logits, and makes them again in the backward pass. Both the projection and the cross entropy are inside the
+At 64K tokens of a vocabulary of 152K, float32 logits are 40 GB, and their gradient as much again. Here the decoder
+runs once, and the model's own head (with whatever it does to its logits) runs on one tile of rows after the other,
+forgets its logits, and makes them again in the backward pass. Both the projection and the cross entropy are inside the
 recomputed part: recomputing the cross entropy alone would keep every tile's logits alive.
 """
 
