@@ -58,7 +58,12 @@ def folder(tmp_path_factory):
     return place.parent
 
 
-@pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
+def commands() -> list:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [pytest.param(line, marks=pytest.mark.slow if " extend " in line else ()) for line in lines]
+
+
+@pytest.mark.parametrize("command", commands())
 def test_commands_run(command, bundled, folder, monkeypatch, capsys):
     from hf_longctx.cli import main
 
