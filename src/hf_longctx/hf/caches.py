@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_longctx.hf.attention import stored_plan
+from hf_longctx.hf.cache_argument import cache_among, with_cache
 from hf_longctx.hf.layers import plan_layers
 from hf_longctx.hf.mixers import mamba_layers
 from hf_longctx.patterns import parse
@@ -27,11 +28,11 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     from transformers import DynamicCache
 
     config = decoder.config
-    cache = kwargs.get("past_key_values")
+    cache = cache_among(kwargs)
     wanted = kwargs.get("use_cache")
     if cache is None and not decoder.training and (config.use_cache if wanted is None else wanted):
         cache = DynamicCache(config=config)
-        kwargs = {**kwargs, "past_key_values": cache, "use_cache": True}
+        kwargs = with_cache(kwargs | {"use_cache": True}, cache)
     stored = stored_plan(config)
     if cache is None or not (stored["attention"] or stored["mamba"]):
         return kwargs

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_longctx.hf import caches, lengths, mixers
 from hf_longctx.hf.attention import eager, stored_plan
+from hf_longctx.hf.cache_argument import cache_among
 
 
 @eager
@@ -44,7 +45,7 @@ def prepare_cache_for_generation(
             "another assistant_model, or none"
         )
     result = type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_among(model_kwargs)
     if cache is not None:
         caches.fit(cache, self.get_decoder())
         if generation_config.is_assistant:

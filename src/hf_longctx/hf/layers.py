@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from typing import Any
 
@@ -42,7 +43,7 @@ def own_window(module: Any) -> int | None:
 
     Its class must really pass one: some configs carry `sliding_window` although their model never reads it.
     """
-    code = type(module).forward.__code__
+    code = inspect.unwrap(type(module).forward).__code__
     constants = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
     if "sliding_window" not in constants and "sliding_window" not in code.co_names:
         return None

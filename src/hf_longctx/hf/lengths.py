@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hf_longctx.hf.cache_argument import cache_among
 from hf_longctx.hf.rotary import hold, original_geometry, rotary_modules, table
 from hf_longctx.rope import Scaling, parse
 
@@ -68,7 +69,7 @@ def before_forward(decoder: Any, kwargs: dict[str, Any], tokens: int) -> None:
     if scaling is None or not scaling.length_dependent:
         return
     numbers = original_geometry(config)
-    cache, positions = kwargs.get("past_key_values"), kwargs.get("position_ids")
+    cache, positions = cache_among(kwargs), kwargs.get("position_ids")
     seen = int(cache.get_seq_length()) if cache is not None else 0
     held = vars(decoder).get(_HELD)
     stamped = getattr(cache, _STAMP, None) if seen else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_longctx.hf.attention import eager
+from hf_longctx.hf.cache_argument import cache_among
 from hf_longctx.hf.documents import documents
 from hf_longctx.hf.layers import attention_modules, own_window
 from hf_longctx.hf.undo import STEPS, Swap, Undo
@@ -54,7 +55,7 @@ class CachedMixer(Mamba2Mixer):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         longctx_tokens: Tokens | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
@@ -64,9 +65,9 @@ class CachedMixer(Mamba2Mixer):
             hidden_states: (B, new, hidden).
             position_embeddings: cosines and sines for the new tokens.
             attention_mask: of the attention layers; not used.
-            past_key_values: the cache, or None.
+            cache: the cache, or None.
             longctx_tokens: what is padding and which document is whose; None for real tokens of one document.
-            **kwargs: the rest of transformers' contract; not used.
+            **kwargs: the rest of transformers' contract; only `past_key_values`, the cache's older name, is used.
 
         Returns:
             (B, new, hidden), and no weights.
@@ -77,7 +78,8 @@ class CachedMixer(Mamba2Mixer):
         from hf_longctx.hf.state_layer import StateLayer
 
         tokens = longctx_tokens or Tokens()
-        layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        cache = cache_among(kwargs) if cache is None else cache
+        layer = None if cache is None else cache.layers[self.layer_idx]
         if layer is not None and not isinstance(layer, StateLayer):
             raise ValueError(
                 f"layer {self.layer_idx} is a Mamba layer, but past_key_values holds a {type(layer).__name__} for it: "
@@ -289,7 +291,7 @@ def tokens_of(decoder: Any, kwargs: dict[str, Any], new: int) -> Tokens:
     Raises:
         ValueError: a mask from which padding cannot be told.
     """
-    cache, mask, ids = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
+    cache, mask, ids = cache_among(kwargs), kwargs.get("attention_mask"), kwargs.get("position_ids")
     seen = 0 if cache is None else int(cache.get_seq_length())
     valid = None
     if mask is not None:

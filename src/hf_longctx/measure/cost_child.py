@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from hf_longctx.hf.cache_argument import cache_name, cache_of
 from hf_longctx.hf.lengths import held_length, length_dependent
 
 from .memory import Meter, is_out_of_memory, limited, returning
@@ -158,8 +159,8 @@ def _run(model: Any, ids: torch.Tensor, steps: int, chunk: int | None, after_pre
 def _forward(model: Any, ids: torch.Tensor, cache: Any, at: int) -> tuple[torch.Tensor, Any]:
     """The next token (1, 1), greedy, and the cache."""
     places = torch.arange(at, at + ids.shape[1], device=ids.device)[None]
-    out = model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1:].argmax(-1), out.past_key_values
+    out = model(input_ids=ids, position_ids=places, use_cache=True, logits_to_keep=1, **{cache_name(): cache})
+    return out.logits[:, -1:].argmax(-1), cache_of(out)
 
 
 def _touch(model: Any) -> None:

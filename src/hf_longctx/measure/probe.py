@@ -75,6 +75,8 @@ class Reader:
         """
         import torch
 
+        from hf_longctx.hf.cache_argument import cache_name, cache_of
+
         logits = None
         for start in range(0, len(ids), self._chunk):
             piece = torch.tensor([list(ids[start : start + self._chunk])], device=self._model.device)
@@ -86,11 +88,11 @@ class Reader:
                 out = self._model(
                     input_ids=piece,
                     position_ids=places,
-                    past_key_values=self._cache,
                     use_cache=True,
                     logits_to_keep=torch.tensor([*wanted, count - 1]) if wanted else 1,
+                    **{cache_name(): self._cache},
                 )
-            self._cache = out.past_key_values
+            self._cache = cache_of(out)
             self.position += count
             logits = out.logits[0, -1]
             if self._listener is not None and wanted:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_longctx.hf.cache_argument import cache_name, cache_of
 from hf_longctx.hf.lengths import held_length
 
 from .tiled_loss import head
@@ -51,8 +52,10 @@ def token_losses(model: Any, ids: Sequence[int]) -> Tensor:
             for start in range(0, length, CHUNK):
                 piece = tokens[:, start : start + CHUNK]
                 places = torch.arange(start, start + piece.shape[1], device=model.device)[None]
-                out = model.get_decoder()(input_ids=piece, position_ids=places, past_key_values=cache, use_cache=True)
-                cache, hidden = out.past_key_values, out.last_hidden_state
+                out = model.get_decoder()(
+                    input_ids=piece, position_ids=places, use_cache=True, **{cache_name(): cache}
+                )
+                cache, hidden = cache_of(out), out.last_hidden_state
                 targets = tokens[0, start + 1 : start + 1 + piece.shape[1]]
                 for row in range(0, len(targets), ROWS):
                     wanted = targets[row : row + ROWS]
