@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 import hf_longctx as lc
+from hf_longctx.hf.cache_argument import cache_name, cache_of
 
 PATTERNS = ["window:1024+global:4"]
 STOCK = "stock"
@@ -112,7 +113,7 @@ def read(model: Any, ids: torch.Tensor, chunk: int) -> Any:
     cache = None
     for start in range(0, ids.shape[1], chunk):
         piece = ids[:, start : start + chunk]
-        cache = model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        cache = cache_of(model(piece, use_cache=True, logits_to_keep=1, **{cache_name(): cache}))
     return cache
 
 
@@ -121,7 +122,7 @@ def decode(model: Any, cache: Any, token: torch.Tensor, count: int) -> float:
     """Seconds to decode `count` tokens greedily after `token` (1, 1)."""
     start = time.perf_counter()
     for _ in range(count):
-        token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        token = model(token, use_cache=True, **{cache_name(): cache}).logits[:, -1:].argmax(-1)
     int(token)  # wait for the device
     return time.perf_counter() - start
 
