@@ -154,7 +154,8 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
         pairs = pattern.count(length) / Full().count(length)
         share = 0.08 if "random" in str(pattern) or "strided" in str(pattern) else 0.05
         others, notes = compared(q, k, v, text, backward, args)
-        extra = extra_bytes(runs[text], backward)
+        # One more call, which would take minutes at the longest lengths: forward shows there what memory does.
+        extra = extra_bytes(runs[text], backward) if length <= WARMED or not backward else None
         yield {
             "mode": mode,
             "tokens": length,
@@ -169,7 +170,7 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
             "over_pairs": median[text] / (pairs * base),
             "limit_seconds": (1.5 * pairs + share) * base,
             "extra_bytes": extra,
-            "extra_over_given": extra / given,
+            "extra_over_given": None if extra is None else extra / given,
             "left_out": left_out[text] | notes,
             "all_seconds": taken[text],
             "all_causal_seconds": taken["causal"],

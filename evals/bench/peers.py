@@ -22,8 +22,8 @@ Run = Callable[[], torch.Tensor]
 
 #: A mask is not made past this many elements, nor a reference past this many scores.
 LARGEST_MASK, LARGEST_SCORES = 1 << 28, 1 << 28
-#: Up to this length causal attention is timed whole. Past it one group of heads is, times their number: heads are
-#: independent problems, and at 128K tokens all of them would take minutes a round.
+#: Up to this length causal attention is timed whole. Past it one head is, times their number: heads are independent
+#: problems, and at 128K tokens all of them would take minutes a round.
 WHOLE = 32768
 
 
@@ -36,9 +36,8 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[Run, int]
     """Causal SDPA, and how many times its time all heads take."""
     if q.shape[2] <= WHOLE or q.is_cuda:
         return lambda: _sdpa(q, k, v, is_causal=True), 1
-    groups = k.shape[1]
-    one = [x[:, : x.shape[1] // groups].detach().requires_grad_(x.requires_grad) for x in (q, k, v)]
-    return lambda: _sdpa(*one, is_causal=True), groups
+    one = [x[:, :1].detach().requires_grad_(x.requires_grad) for x in (q, k, v)]
+    return lambda: _sdpa(*one, is_causal=True), q.shape[1]
 
 
 def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern) -> Run | None:
