@@ -86,8 +86,16 @@ def test_peft_goes_on_top_and_not_below(tmp_path):
         torch.testing.assert_close(again(ids).logits, logits)
     with pytest.raises(ValueError, match=r"PEFT.*add the adapter afterwards"):
         lc.patch(get_peft_model(build("llama"), adapter), **PLAN)
+
+
+def test_an_adapter_that_transformers_added_is_refused():
+    from peft import LoraConfig
+
     inside = build("llama")
-    inside.add_adapter(adapter)
+    try:
+        inside.add_adapter(LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    except ValueError as error:
+        pytest.skip(f"transformers wants another PEFT: {error}")
     with pytest.raises(ValueError, match="add the adapter afterwards"):
         lc.patch(inside, **PLAN)
 

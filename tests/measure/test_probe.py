@@ -8,6 +8,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from families import FAMILIES, build
 from hf_longctx import patched
+from hf_longctx.hf.cache_argument import cache_name
 from hf_longctx.hf.lengths import held_length
 from hf_longctx.measure.grid import group
 from hf_longctx.measure.needles import is_hit
@@ -114,12 +115,12 @@ class Induction:
         self.generation_config = None
         self.config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
 
-    def __call__(self, *, input_ids, position_ids, past_key_values, use_cache, logits_to_keep):
-        ids = [*(past_key_values or []), *input_ids[0].tolist()]
+    def __call__(self, *, input_ids, position_ids, use_cache, logits_to_keep, **cache):
+        ids = [*(cache[cache_name()] or []), *input_ids[0].tolist()]
         assert position_ids[0].tolist() == list(range(len(ids) - input_ids.shape[1], len(ids)))
         logits = torch.zeros(1, 1, len(self.tokenizer))
         logits[0, 0, self._next(ids)] = 1.0
-        return SimpleNamespace(logits=logits, past_key_values=ids)
+        return SimpleNamespace(logits=logits, **{cache_name(): ids})
 
     def _next(self, ids):
         best, said = 0, self.tokenizer.eos_token_id
