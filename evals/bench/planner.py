@@ -46,7 +46,9 @@ def main() -> None:
         Path(args.result).write_text(json.dumps(step(tune, int(length), args)))
         return
     rows = []
-    print(f"{'tune':>10} {'tokens':>8} {'measured MB':>12} {'predicted MB':>13} {'error':>7} {'on top':>8} {'moment':>12}")
+    print(
+        f"{'tune':>10} {'tokens':>8} {'measured MB':>12} {'predicted MB':>13} {'error':>7} {'on top':>8} {'moment':>12}"
+    )
     for tune in args.tunes.split(","):
         for length in parse_lengths(args.lengths):
             row = beside(in_child(tune, length, args), tune, length, args)
@@ -98,7 +100,14 @@ def in_child(tune: str, length: int, args: argparse.Namespace) -> dict[str, Any]
     """One measurement, in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        given = [f"--model={args.model}", f"--device={args.device}", f"--result={result}", "--child", tune, str(length)]
+        given = [
+            f"--model={args.model}",
+            f"--device={args.device}",
+            f"--result={result}",
+            "--child",
+            tune,
+            str(length),
+        ]
         given += ["--no-checkpointing"] if args.no_checkpointing else []
         subprocess.run([sys.executable, __file__, *given], check=True, stdout=subprocess.DEVNULL)
         return json.loads(result.read_text())
@@ -148,7 +157,11 @@ def tiny() -> Any:
 
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=64,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
             max_position_embeddings=512,
         )  # fmt: skip
     )

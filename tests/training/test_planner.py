@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 import hf_longctx as lc
 from families import FAMILIES, build
+from hf_longctx.measure.public_models import config_of
 from hf_longctx.rope.text import read_length
 from hf_longctx.training import extend, plan
 from hf_longctx.training.activations import layer_tokens
@@ -118,7 +119,9 @@ def test_tiles_are_those_of_the_loss():
     tile_loss(model)
     untile_loss(model)
     words = 1 << 20
-    counted = sizes(LlamaConfig(vocab_size=words, hidden_size=32, intermediate_size=32, num_hidden_layers=1), "full", 4)
+    counted = sizes(
+        LlamaConfig(vocab_size=words, hidden_size=32, intermediate_size=32, num_hidden_layers=1), "full", 4
+    )
     assert tile_rows(words) < TOKENS
     assert logits_bytes(counted, setting("full")) == 12 * tile_rows(words) * words
     assert logits_bytes(counted, setting("full", tile=False)) == 12 * TOKENS * words
@@ -149,7 +152,8 @@ def big(**more):
 
 def test_what_fits_needs_no_lever():
     planned = plan("llama-3.1-8b", to=32768, tune="lora")
-    assert planned.fits and planned.levers == ()
+    assert planned.fits
+    assert planned.levers == ()
     assert planned.total == max(planned.moments.values()) == planned.moments[planned.peak] <= planned.usable
     assert "to spare" in planned.advice
     assert planned.weights == 2 * 8_030_261_248 + 4 * planned.trained  # bfloat16, LoRA in float32
@@ -161,9 +165,9 @@ def test_levers_are_as_few_as_are_enough_and_in_order():
     assert [lever.name for lever in alone.levers] == ["LoRA-plus"]
     two = big()
     assert [lever.name for lever in two.levers] == ["LoRA-plus", "PoSE"]
-    assert not two.levers[0].fits and two.levers[1].fits
+    assert [lever.fits for lever in two.levers] == [False, True]
     assert two.total > two.levers[0].total_bytes > two.levers[1].total_bytes
-    assert "--pose" in two.advice and "8192" in two.advice
+    assert "--pose, in extend with --length 8192" in two.advice
     # What a lever promises is what a plan with it says.
     assert big(tune="lora-plus").total == two.levers[0].total_bytes
     assert big(tune="lora-plus", pose=8192).total == two.levers[1].total_bytes
@@ -187,7 +191,7 @@ def test_the_first_lever(given, first):
 
 def test_when_no_lever_is_enough_the_sequence_must_be_split():
     planned = big(device_memory="4GB")
-    assert planned.levers and not planned.levers[-1].fits
+    assert not planned.levers[-1].fits
     assert "sequence parallelism" in planned.advice
 
 
@@ -203,8 +207,10 @@ def test_a_plan_is_refused_for_what_it_cannot_know():
     ):
         with pytest.raises(ValueError, match=words):
             big(**given)
-    with pytest.raises(ValueError, match="without attention"):
+    with pytest.raises(ValueError, match="no RoPE"):
         plan("jamba-v0.1", to=1 << 20, tune="full")
+    with pytest.raises(ValueError, match="without attention"):
+        sizes(config_of("jamba-v0.1"), "full", RANK)
 
 
 def test_the_command(run):
@@ -212,13 +218,16 @@ def test_the_command(run):
     document = json.loads(out)
     assert code == 0
     assert document["setting"]["tune"] == "lora" and document["setting"]["window"] == 131072
-    assert document == json.loads(json.dumps(plan("qwen2.5-7b", to=131072, tune="lora", device_memory="80GB").to_dict()))
+    assert document == json.loads(
+        json.dumps(plan("qwen2.5-7b", to=131072, tune="lora", device_memory="80GB").to_dict())
+    )
     code, out, _ = run("plan", "smollm2-135m", "--to", "16k", "--full", "--no-checkpointing")
     assert code == 0
     assert all(word in out for word in ("weights", "optimizer", "logits", "predicted peak", "fits", "NVIDIA H100"))
     for wrong, words in ((("--to", "many"), "--to"), (("--to", "1k", "--lora", "--full"), "choose one")):
         code, _, err = run("plan", "smollm2-135m", *wrong)
-        assert code == 2 and words in err and "Traceback" not in err
+        assert code == 2
+        assert words in err
 
 
 def test_the_table_in_the_docs_is_the_planners():
@@ -238,4 +247,5 @@ def test_training_in_bfloat16(tmp_path, tiny_folder, tune):
         device="cpu", dtype="bfloat16", measure=False,
     )  # fmt: skip
     logged = [row["loss"] for row in record["stages"][0]["log"]]
-    assert len(logged) == 2 and logged[0] == pytest.approx(record["reference_loss"], rel=0.2)
+    assert len(logged) == 2
+    assert logged[0] == pytest.approx(record["reference_loss"], rel=0.2)

@@ -10,7 +10,8 @@ import typer
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Public model's short name, local folder, 'demo' or hub id; its config.")
+        str,
+        typer.Argument(metavar="MODEL", help="Public model's short name, local folder, 'demo' or hub id."),
     ],
     to: Annotated[str, typer.Option("--to", help="The window asked for, such as 64k.")],
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA on the attention.")] = False,

@@ -65,6 +65,9 @@ def layer_tokens(s: Sizes, how: Setting) -> LayerTokens:
     attention = first + b * (h * (s.inputs if own else 1) + 2 * q + 2 * k) + SINGLE * a.heads
     if adapters:
         attention += b * how.rank * (s.inputs + 1) + (b * q if own else 0)
+    if s.head_norms:
+        # Over queries and keys, one number for each head.
+        attention += (q + k) * (max(b, SINGLE) + (0 if how.tune == "lora" else b)) + SINGLE * (q + k) // a.head_dim
     mlp = (s.norms - 1) * norm + 3 * b * i
     if whole:
         mlp += b * (i + h * (2 if own else 1))

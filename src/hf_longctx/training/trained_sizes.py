@@ -82,6 +82,7 @@ class Sizes:
         head: numbers of the output matrix that are trained, 0 where none are.
         tied: whether the output matrix is the embedding.
         norms: RMSNorms over the stream, a layer.
+        head_norms: whether queries and keys have norms of their own, over a head.
         inputs: linear layers that read the first norm's output.
     """
 
@@ -95,6 +96,7 @@ class Sizes:
     head: int
     tied: bool
     norms: int
+    head_norms: bool
     inputs: int
 
 
@@ -125,11 +127,7 @@ def sizes(config: Any, tune: str, rank: int) -> Sizes:
     model = skeleton(config)
     layers = model.get_decoder().layers
     widest = max(layers, key=lambda layer: sum(p.numel() for p in layer.parameters()))
-    norms = sum(
-        type(m).__name__.endswith("Norm") and m.weight.shape == (shape.hidden,)
-        for m in widest.modules()
-        if getattr(m, "weight", None) is not None
-    )
+    widths = [m.weight.shape[0] for m in widest.modules() if type(m).__name__.endswith("Norm")]
     layer = sum(p.numel() for p in widest.parameters())
     matrices = sum(p.numel() for p in widest.parameters() if p.ndim > 1)
     inputs = max(1, len(projections(model)) - 1)
@@ -146,6 +144,7 @@ def sizes(config: Any, tune: str, rank: int) -> Sizes:
         layer_matrices=matrices,
         head=shape.vocabulary * shape.hidden if tune == "full" or (tune == "lora-plus" and tied) else 0,
         tied=tied,
-        norms=norms,
+        norms=sum(width == shape.hidden for width in widths),
+        head_norms=shape.hidden != shape.head_dim in widths,
         inputs=inputs,
     )
