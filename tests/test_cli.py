@@ -265,6 +265,8 @@ def test_help_names_every_command(run):
         "cost",
         "wall",
         "convert",
+        "extend",
+        "plan",
         "report",
         "rope",
         "describe",

@@ -108,14 +108,17 @@ def step(side: str, args: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def train(model: Any, row: dict[str, torch.Tensor], device: torch.device) -> float:
-    """One step by transformers' Trainer, the same on both sides; the loss."""
+def train(
+    model: Any, row: dict[str, torch.Tensor], device: torch.device, *, steps: int = 1, checkpointing: bool = True
+) -> float:
+    """Steps by transformers' Trainer, the same on both sides; the first loss."""
     from transformers import Trainer, TrainingArguments
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, max_steps=1, per_device_train_batch_size=1, learning_rate=1e-5, save_strategy="no",
-            report_to="none", disable_tqdm=True, use_cpu=device.type == "cpu", activation_checkpointing=True,
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=1, learning_rate=1e-5, save_strategy="no",
+            report_to="none", disable_tqdm=True, use_cpu=device.type == "cpu",
+            activation_checkpointing=checkpointing, optim="adamw_torch",
             logging_steps=1, remove_unused_columns=False, bf16=device.type == "cuda",
             dataloader_pin_memory=device.type == "cuda",
         )  # fmt: skip

@@ -24,6 +24,7 @@ def main() -> None:
     from hf_longctx.cli.models import models
     from hf_longctx.cli.needle import needle
     from hf_longctx.cli.patterns import patterns
+    from hf_longctx.cli.plan import plan
     from hf_longctx.cli.report import report
     from hf_longctx.cli.rope import rope
     from hf_longctx.cli.tasks import tasks
@@ -44,6 +45,7 @@ def main() -> None:
         wall,
         convert,
         extend,
+        plan,
         report,
         rope,
         describe,

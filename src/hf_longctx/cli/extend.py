@@ -78,24 +78,21 @@ def extend(
         ModuleNotFoundError: a package is missing.
     """
     from hf_longctx.hf.loading import BUNDLED, DEMO
-    from hf_longctx.rope.text import read_length
     from hf_longctx.training.extension import extend as run
 
-    chosen = [name for name, given in (("lora", lora), ("lora-plus", lora_plus), ("full", full)) if given]
-    if len(chosen) > 1:
-        raise ValueError(f"--{chosen[0]} and --{chosen[1]} are both given: choose one")
+    tune = chosen_tune(lora=lora, lora_plus=lora_plus, full=full)
     try:
         record = run(
             model,
             data=data,
             out=out,
-            to=None if to is None else _length("--to", to, read_length),
+            to=None if to is None else read_option("--to", to),
             rope=rope,
             recipe=recipe,
-            tune=chosen[0] if chosen else None,
+            tune=tune,
             stages=stages,
             steps=steps,
-            length=None if length is None else _length("--length", length, read_length),
+            length=None if length is None else read_option("--length", length),
             batch=batch,
             micro_batch=micro_batch,
             learning_rate=learning_rate,
@@ -125,9 +122,28 @@ def extend(
     _show(record, out)
 
 
-def _length(option: str, text: str, read: Any) -> int:
+def chosen_tune(**given: bool) -> str | None:
+    """The one way of tuning whose option is given; None without any.
+
+    Raises:
+        ValueError: several.
+    """
+    chosen = [name.replace("_", "-") for name, on in given.items() if on]
+    if len(chosen) > 1:
+        raise ValueError(f"--{chosen[0]} and --{chosen[1]} are both given: choose one")
+    return chosen[0] if chosen else None
+
+
+def read_option(option: str, text: str) -> int:
+    """A length in tokens, such as 32k.
+
+    Raises:
+        ValueError: none, with the option's name.
+    """
+    from hf_longctx.rope.text import read_length
+
     try:
-        return int(read(text))
+        return read_length(text)
     except ValueError as error:
         raise ValueError(f"{option} {error}") from None
 

@@ -1,6 +1,6 @@
 """Teaching a model its longer window, and proving that it took: `extend` is the whole of it in one call.
 
-Everything else is reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the
+`plan` says beforehand whether it fits a device. Everything else is reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the
 data, `tiled_loss` for a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
 """
 
@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from hf_longctx.hf.adapters import load_adapter
 
     from .extension import extend
+    from .planner import TrainingPlan, plan
     from .recipes import RECIPES, Recipe, Stage
 
-__all__ = ["RECIPES", "Recipe", "Stage", "extend", "load_adapter"]
+__all__ = ["RECIPES", "Recipe", "Stage", "TrainingPlan", "extend", "load_adapter", "plan"]
 
 _HOMES = {
     "RECIPES": "recipes",
     "Recipe": "recipes",
     "Stage": "recipes",
+    "TrainingPlan": "planner",
     "extend": "extension",
     "load_adapter": "..hf.adapters",
+    "plan": "planner",
 }
 
 

@@ -39,9 +39,17 @@ def tile_loss(model: Any, *, rows: int | None = None) -> None:
     _decoder_name(model)
     if _TILED in vars(model):
         raise ValueError(f"the loss of {type(model).__name__} is tiled already: call untile_loss(model) first")
-    words = model.get_output_embeddings().weight.shape[0]
-    setattr(model, _TILED, rows or max(1, TILE_BYTES // (4 * words)))
+    setattr(model, _TILED, rows or tile_rows(model.get_output_embeddings().weight.shape[0]))
     model.forward = partial(_forward, model)
+
+
+def tile_rows(words: int) -> int:
+    """Rows of a tile for a vocabulary of `words`.
+
+    >>> tile_rows(128256)
+    261
+    """
+    return max(1, TILE_BYTES // (4 * words))
 
 
 def untile_loss(model: Any) -> None:
