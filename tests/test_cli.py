@@ -265,6 +265,7 @@ def test_help_names_every_command(run):
         "cost",
         "wall",
         "convert",
+        "distill",
         "report",
         "rope",
         "describe",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, command_line, parse_lengths
+from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, parse_lengths
 
 
 def _list_recipes(asked: bool) -> None:
@@ -78,7 +78,6 @@ def extend(
         ModuleNotFoundError: a package is missing.
     """
     from hf_longctx.hf.loading import BUNDLED, DEMO
-    from hf_longctx.rope.text import read_length
     from hf_longctx.training.extension import extend as run
 
     chosen = [name for name, given in (("lora", lora), ("lora-plus", lora_plus), ("full", full)) if given]
@@ -89,13 +88,13 @@ def extend(
             model,
             data=data,
             out=out,
-            to=None if to is None else _length("--to", to, read_length),
+            to=None if to is None else one_length("--to", to),
             rope=rope,
             recipe=recipe,
             tune=chosen[0] if chosen else None,
             stages=stages,
             steps=steps,
-            length=None if length is None else _length("--length", length, read_length),
+            length=None if length is None else one_length("--length", length),
             batch=batch,
             micro_batch=micro_batch,
             learning_rate=learning_rate,
@@ -123,13 +122,6 @@ def extend(
         typer.echo(json.dumps(record, ensure_ascii=False))
         return
     _show(record, out)
-
-
-def _length(option: str, text: str, read: Any) -> int:
-    try:
-        return int(read(text))
-    except ValueError as error:
-        raise ValueError(f"{option} {error}") from None
 
 
 def _show(record: dict[str, Any], out: Path) -> None:

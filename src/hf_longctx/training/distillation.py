@@ -131,6 +131,8 @@ def distill(
         return run.record
     if named:
         model, tokenizer = load_model(model, dtype=dtype, device=device or str(processes.device))
+    if str(model.dtype) == "torch.float16":
+        raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")
     work = _Work(run, model, tokenizer, corpus, processes)
     work.before(plan)
     run.save(
@@ -239,11 +241,14 @@ class _Work:
 
     def train(self, phases: tuple[Phase, ...], **how: Any) -> None:
         """Train every stage that is not finished, from the last whole checkpoint; the rest of the model is frozen."""
+        import torch
+
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
         self.model.requires_grad_(False)
         for mixer in self._mixers.values():
             mixer.requires_grad_(True)
-            mixer.float()  # small updates vanish in bfloat16
+            if self.dtype == torch.bfloat16:
+                mixer.float()  # small updates vanish in it
         checkpoint_bytes = sum(12 * p.numel() for m in self._mixers.values() for p in m.parameters()) + (1 << 20)
         whole = sum(p.numel() * p.element_size() for p in self.model.parameters())
         if self.main:
