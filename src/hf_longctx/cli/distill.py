@@ -20,6 +20,9 @@ def distill(
         str, typer.Option("--data", help="Text: kjv, prose, a folder, a file (.txt .md .jsonl), a data set's name.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the result; a stopped run goes on there.")],
+    attention: Annotated[str | None, typer.Option("--attention", help="A pattern for the layers that stay.")] = None,
+    rope: Annotated[str | None, typer.Option("--rope", help="A scaling, such as yarn:4.")] = None,
+    own_windows: Annotated[str, typer.Option("--own-windows", help="intersect or replace.")] = "intersect",
     stages: Annotated[
         str,
         typer.Option(
@@ -62,6 +65,9 @@ def distill(
             mamba=mamba,
             data=data,
             out=out,
+            attention=attention,
+            rope=rope,
+            own_windows=own_windows,
             stages=stages,
             length=one_length("--length", length),
             batch=batch,
@@ -70,7 +76,7 @@ def distill(
             split=split,
             seed=seed,
             checkpointing=not no_checkpointing,
-            held_out=0 if held_out == "0" else one_length("--held-out", held_out),
+            held_out=one_length("--held-out", held_out),
             needle=None if needle is None else () if needle == "none" else tuple(parse_lengths(needle)),
             save_every=save_every,
             dtype=dtype,

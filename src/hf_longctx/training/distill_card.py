@@ -27,11 +27,13 @@ def write_card(record: dict[str, Any], picture: str | None = None) -> str:
     }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items())
     layers = ", ".join(map(str, trained["layers"]))
+    names = ("mamba", "attention", "rope")
+    plan = ", ".join(f"{name}={settings[name]}" for name in names if settings.get(name))
     table, rows = quality_rows(record)
     lines = [
         f"---\n{head}\n---\n",
         f"# {settings['model']} with Mamba-2 layers\n",
-        f"Attention layers {layers} of {settings['model']} are Mamba-2 layers (`mamba={settings['mamba']}`), healed by "
+        f"Attention layers {layers} of {settings['model']} are Mamba-2 layers (`{plan}`), healed by "
         f"distillation from the model itself. {trained['parameters']:,} of {trained['of']:,} parameters were trained: "
         f"{trained['what']}.\n",
         "## Training\n",
@@ -65,6 +67,9 @@ def explained(record: dict[str, Any]) -> str:
             f"Perplexity and KL to the original (nats a token) are over {tokens:,} tokens of held-out text of the same "
             "data; `same` is the share of tokens whose likeliest prediction is the original's."
         )
+    patched = [f"{name}={one}" for name in ("attention", "rope") if (one := record["settings"].get(name))]
+    if patched:
+        parts.append(f"The original, too, is measured under {' and '.join(patched)}.")
     if record.get("needle"):
         parts.append(
             "Needle: facts hidden in generated prose, answers generated and not scored, hits of questions with the 95% "

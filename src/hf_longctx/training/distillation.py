@@ -32,6 +32,9 @@ def distill(
     mamba: str | Mamba2,
     data: str | Path,
     out: str | Path,
+    attention: str | None = None,
+    rope: str | None = None,
+    own_windows: str = "intersect",
     stages: str = DEFAULT,
     length: int = 1024,
     batch: int = 8,
@@ -65,6 +68,9 @@ def distill(
         mamba: which layers, and from what they start, as for `patch`.
         data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set's name.
         out: folder for the result and what a killed run needs.
+        attention: a pattern for the layers that stay, as for `patch`; the teacher has it too.
+        rope: a scaling, as for `patch`; the teacher has it too.
+        own_windows: as for `patch`.
         stages: what is lowered and for how many steps: `align:400,match:400`, with a learning rate as `match:400:3e-4`.
         length: tokens of a training sequence.
         batch: sequences of an optimizer step, over all processes.
@@ -118,7 +124,7 @@ def distill(
     lengths = (length,) if needle is None else tuple(needle)
     settings = {
         "model": model_name or (model if named else (config._name_or_path or type(model).__name__)),
-        "mamba": str(plan), "data": corpus.name, "text_field": text_field, "split": split, "seed": seed,
+        "mamba": str(plan), "attention": attention, "rope": rope, "own_windows": own_windows, "data": corpus.name, "text_field": text_field, "split": split, "seed": seed,
         "stages": [asdict(phase) for phase in phases], "held_out": held_out, "needle": list(lengths),
     }  # fmt: skip
     # The folder is read by all before one writes.
@@ -134,7 +140,7 @@ def distill(
     if str(model.dtype) == "torch.float16":
         raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")
     work = _Work(run, model, tokenizer, corpus, processes)
-    work.before(plan)
+    work.before()
     run.save(
         source=OPTIMIZER.source,
         data=corpus.label,
@@ -161,13 +167,16 @@ class _Work:
 
     # -- before and after
 
-    def before(self, plan: Mamba2) -> None:
+    def before(self) -> None:
         """Measure the needle test on the model as it is and converted, convert it, and measure the rest."""
-        lengths, known = self.settings["needle"], self.run.record.get("needle", {})
-        if lengths and "converted" not in known and self.main:
-            self._needle("before", variants=[f"converted: mamba={plan}"])
+        names = ("attention", "rope", "own_windows")
+        rest = {name: self.settings[name] for name in names if self.settings[name] is not None}
+        plan = rest | {"mamba": self.settings["mamba"]}
+        teacher = {"teacher": rest} if rest.keys() != {"own_windows"} else {}
+        if self.settings["needle"] and "converted" not in self.run.record.get("needle", {}) and self.main:
+            self._needle("before", variants=teacher | {"converted": plan}, stock=not teacher)
         self.processes.wait_for_everyone()
-        patch(self.model, mamba=plan)
+        patch(self.model, **plan)
         self._mixers = mixers(self.model)
         trained = [p.numel() for mixer in self._mixers.values() for p in mixer.parameters()]
         self.run.save(
@@ -220,7 +229,7 @@ class _Work:
         return compare(Student(self.model, "match"), rows)
 
     def _needle(self, when: str, **more: Any) -> None:
-        """Facts hidden in text and asked for, answers generated; `before` says so of stock and converted."""
+        """Facts hidden in text and asked for, answers generated: `before` of stock and converted, `after` of healed."""
         from hf_longctx.measure.needle import run_needle
 
         summary = run_needle(
@@ -228,7 +237,7 @@ class _Work:
             haystack="prose", seed=self.settings["seed"], damage=False, out=self.run.folder / f"needle-{when}",
             progress=False, model_name=f"{self.settings['model']}, {when}", **more,
         )  # fmt: skip
-        named = {"as-loaded": "healed"}
+        named = {"as-loaded": "healed", "teacher": "stock"}
         found = {
             named.get(name, name): [
                 {key: row[key] for key in ("length", "hits", "n", "recall", "low", "high")} for row in one["lengths"]
