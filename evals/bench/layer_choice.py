@@ -113,7 +113,9 @@ def healed(plan: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """A table of both plans."""
     stock = result["plans"]["even"]["stock_perplexity"]
-    print(f"\n{result['kept']:.0%} of the cache kept; stock perplexity {stock:.2f}; needle {result.get('needle_stock')}")
+    print(
+        f"\n{result['kept']:.0%} of the cache kept; stock perplexity {stock:.2f}; needle {result.get('needle_stock')}"
+    )
     for name, one in result["plans"].items():
         for what, found in (("converted", one), ("healed", one.get("healed"))):
             if found is not None:

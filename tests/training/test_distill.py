@@ -63,7 +63,17 @@ def test_a_healed_model_is_better_and_its_teacher_untouched(tmp_path, byte_token
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert "until it is healed" not in str(lc.describe(loaded))
     card = (tmp_path / "README.md").read_text()
-    assert all(word in card for word in ("healed (this model)", "`align`", "curves.png", "0/10", "base_model", "mamba=0,2, attention=window:200+global:4"))
+    assert all(
+        word in card
+        for word in (
+            "healed (this model)",
+            "`align`",
+            "curves.png",
+            "0/10",
+            "base_model",
+            "mamba=0,2, attention=window:200+global:4",
+        )
+    )
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert not (tmp_path / "stages").exists()
     assert all(p.requires_grad for p in model.parameters())

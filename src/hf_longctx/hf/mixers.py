@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_longctx.hf.attention import eager
+from hf_longctx.hf.attention import TEACHER, eager
 from hf_longctx.hf.documents import documents
 from hf_longctx.hf.layers import attention_modules, own_window
 from hf_longctx.hf.undo import STEPS, Swap, Undo
@@ -231,11 +231,13 @@ def as_teacher(model: nn.Module) -> Iterator[dict[int, nn.Module]]:
     now = [step.parent._modules[step.name] for step in swaps]
     for step in swaps:
         step.parent._modules[step.name] = step.old
+        vars(step.old)[TEACHER] = True
     try:
         yield teachers(model)
     finally:
         for step, module in zip(swaps, now):
             step.parent._modules[step.name] = module
+            del vars(step.old)[TEACHER]
 
 
 def _swaps(model: nn.Module) -> list[Swap]:

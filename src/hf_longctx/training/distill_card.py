@@ -96,7 +96,9 @@ def quality_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [ROWS[name]]
         if quality:
             one = quality.get(name)
-            cells += ["-"] * 3 if one is None else [f"{one['perplexity']:.4g}", f"{one['kl']:.3g}", f"{one['same']:.0%}"]
+            cells += (
+                ["-"] * 3 if one is None else [f"{one['perplexity']:.4g}", f"{one['kl']:.3g}", f"{one['same']:.0%}"]
+            )
         found = {row["length"]: row for row in needle.get(name, ())}
         cells += [_hits(found.get(length)) for length in asked]
         rows.append(cells)

@@ -308,7 +308,9 @@ def _enough(documents: Iterator[str], tokenizer: Any, count: int) -> list[int]:
         ids += encode(tokenizer, text)
         if len(ids) >= count:
             return ids[:count]
-    raise ValueError(f"the text ends {count - len(ids)} tokens before the last row: give more, or fewer or shorter rows")
+    raise ValueError(
+        f"the text ends {count - len(ids)} tokens before the last row: give more, or fewer or shorter rows"
+    )
 
 
 @contextmanager
