@@ -129,6 +129,29 @@ def test_in_bfloat16_small_updates_count(tmp_path, byte_tokenizer):
     assert record["quality"]["healed"]["kl"] != record["quality"]["converted"]["kl"]
 
 
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, lively_folder):
+    """The launched pair shares each batch; the one process computes it at once."""
+    given = SMALL | {"stages": "align:3:1e-3,match:3:1e-3", "device": "cpu", "held_out": 128}
+    alone = distill(str(lively_folder), out=tmp_path / "one", micro_batch=2, **given)
+    out = tmp_path / "two"
+    options = [
+        f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key not in ("needle", "progress")
+    ]
+    launch = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "hf_longctx", "distill",
+        str(lively_folder), f"--out={out}", "--needle=none", *options,
+    ]  # fmt: skip
+    done = subprocess.run(
+        launch, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((out / "distill.json").read_text())
+    assert record["finished"]
+    torch.testing.assert_close(losses(record), losses(alone), atol=1e-4, rtol=1e-4)
+    assert record["quality"]["healed"]["kl"] == pytest.approx(alone["quality"]["healed"]["kl"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

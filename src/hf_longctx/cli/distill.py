@@ -1,4 +1,4 @@
-"""`hf-longctx distill`: attention layers become Mamba-2 layers and are healed, measured before and after, and saved."""
+"""`hf-longctx distill`: attention layers become Mamba-2 layers and are healed, measured, and saved."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def distill(
         str,
         typer.Option(
             "--stages",
-            help="OBJECTIVE:STEPS[:LEARNING_RATE] one by one; align (each layer to its attention), match (the logits), "
-            "text (cross entropy).",
+            help="OBJECTIVE:STEPS[:LEARNING_RATE] one by one: align (each layer to its attention), match (the logits) "
+            "or text (cross entropy).",
         ),
     ] = _STAGES,
     length: Annotated[str, typer.Option("--length", help="Tokens of a training sequence.")] = "1k",

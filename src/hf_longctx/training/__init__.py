@@ -1,4 +1,4 @@
-"""Teaching a model what a patch made of it: `extend` for a longer window, `distill` for Mamba-2 layers, each in one call.
+"""Teaching a model what a patch made of it, each in one call: `extend` a longer window, `distill` Mamba-2 layers.
 
 `choose_layers` says which layers to convert.
 

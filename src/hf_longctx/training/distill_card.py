@@ -64,16 +64,16 @@ def explained(record: dict[str, Any]) -> str:
     if record.get("quality"):
         tokens = record["quality"]["converted"]["tokens"]
         parts.append(
-            f"Perplexity and KL to the original (nats a token) are over {tokens:,} tokens of held-out text of the same "
-            "data; `same` is the share of tokens whose likeliest prediction is the original's."
+            f"Perplexity and KL to the original (nats a token) are over {tokens:,} tokens of held-out text of the "
+            "same data; `same` is the share of tokens whose likeliest prediction is the original's."
         )
     patched = [f"{name}={one}" for name in ("attention", "rope") if (one := record["settings"].get(name))]
     if patched:
         parts.append(f"The original, too, is measured under {' and '.join(patched)}.")
     if record.get("needle"):
         parts.append(
-            "Needle: facts hidden in generated prose, answers generated and not scored, hits of questions with the 95% "
-            "Wilson interval."
+            "Needle: facts hidden in generated prose, answers generated and not scored, hits of questions with the "
+            "95% Wilson interval."
         )
     return " ".join(parts)
 
@@ -82,8 +82,8 @@ def quality_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of the original, the converted and the healed model.
 
     >>> stock = {"perplexity": 20.0, "kl": 0.0, "same": 1.0, "tokens": 100}
-    >>> quality_rows({"quality": {"stock": stock, "converted": stock | {"perplexity": 90.0, "kl": 1.5, "same": 0.5}}})
-    (['', 'perplexity', 'KL', 'same'], [['original', '20', '0', '100%'], ['converted, not trained', '90', '1.5', '50%']])
+    >>> quality_rows({"quality": {"stock": stock, "healed": stock | {"perplexity": 21.0, "kl": 0.5, "same": 0.75}}})
+    (['', 'perplexity', 'KL', 'same'], [['original', '20', '0', '100%'], ['healed (this model)', '21', '0.5', '75%']])
     """
     quality, needle = record.get("quality") or {}, record.get("needle") or {}
     names = [name for name in ROWS if name in quality or name in needle]

@@ -1,4 +1,4 @@
-"""`distill`: some attention layers become Mamba-2 layers and are healed, taught by the very model that they are part of."""
+"""`distill`: attention layers become Mamba-2 layers and are healed, taught by the very model they are part of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.hf.mixers import EXACT, mixers
-from hf_longctx.hf.patching import is_patched, patch
+from hf_longctx.hf.patching import patch
 from hf_longctx.mamba.mamba2 import Mamba2
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 
@@ -55,14 +55,14 @@ def distill(
 ) -> dict[str, Any]:
     """Convert attention layers to Mamba-2 layers, heal them by distillation, measure, and save.
 
-    The teacher is the model itself: its attention modules stand by and are put back for each of the teacher's forwards,
-    so its weights exist once and are not changed. Only the mixers are trained. Stage by stage they are aligned with the
-    attention that they replace (`align`), matched to the teacher's next-token probabilities (`match`), and, if asked
-    for, trained on the text itself (`text`). Started again with the same settings, a killed run goes on, with the same
+    The teacher is the model itself: its attention modules stand by and are put back for each of the teacher's
+    forwards, so its weights exist once and are not changed. Only the mixers are trained. Stage by stage they are aligned
+    with the attention that they replace (`align`), matched to the teacher's next-token probabilities (`match`), and, if
+    asked for, trained on the text itself (`text`). Started again with the same settings, a killed run goes on, with the same
     losses step for step. Under `accelerate launch` the batch is shared by the processes.
 
     Args:
-        model: hub id, local folder, `demo`, or a loaded causal language model that is not patched. A loaded one is left
+        model: hub id, local folder, `demo`, or a loaded causal language model, not patched. A loaded one is left
             converted and healed; `unpatch` gives it its attention back.
         tokenizer: its tokenizer, where `model` is loaded.
         mamba: which layers, and from what they start, as for `patch`.
@@ -71,7 +71,7 @@ def distill(
         attention: a pattern for the layers that stay, as for `patch`; the teacher has it too.
         rope: a scaling, as for `patch`; the teacher has it too.
         own_windows: as for `patch`.
-        stages: what is lowered and for how many steps: `align:400,match:400`, with a learning rate as `match:400:3e-4`.
+        stages: what is lowered and for how many steps: `align:400,match:400`; with a rate, `match:400:3e-4`.
         length: tokens of a training sequence.
         batch: sequences of an optimizer step, over all processes.
         micro_batch: sequences that a process computes at once.
@@ -124,7 +124,8 @@ def distill(
     lengths = (length,) if needle is None else tuple(needle)
     settings = {
         "model": model_name or (model if named else (config._name_or_path or type(model).__name__)),
-        "mamba": str(plan), "attention": attention, "rope": rope, "own_windows": own_windows, "data": corpus.name, "text_field": text_field, "split": split, "seed": seed,
+        "mamba": str(plan), "attention": attention, "rope": rope, "own_windows": own_windows, "seed": seed,
+        "data": corpus.name, "text_field": text_field, "split": split,
         "stages": [asdict(phase) for phase in phases], "held_out": held_out, "needle": list(lengths),
     }  # fmt: skip
     # The folder is read by all before one writes.
@@ -229,7 +230,7 @@ class _Work:
         return compare(Student(self.model, "match"), rows)
 
     def _needle(self, when: str, **more: Any) -> None:
-        """Facts hidden in text and asked for, answers generated: `before` of stock and converted, `after` of healed."""
+        """Facts hidden in text and asked for, answers generated: `before` of stock and converted, `after` of this."""
         from hf_longctx.measure.needle import run_needle
 
         summary = run_needle(

@@ -1,9 +1,9 @@
 """Which attention layers to convert: each is converted alone, the damage is measured, and the cheapest go first.
 
-Forward passes only. A row of text with a few hidden facts, asked for at its end, is read once by the stock model, which
-leaves the hidden states before every layer. Then, for one layer after the other, the rest of the model reads on from
-there with that layer converted. Two damages are taken from the same reading: the KL of next-token probabilities against
-stock, and by how much the loss of the facts' values rises.
+Forward passes only. A row of text with a few hidden facts, told again at its end, is read once by the stock model,
+which leaves the hidden states before every layer. Then, for one layer after the other, the rest of the model reads on
+from there with that layer converted. Two damages are taken from the same reading: the KL of next-token probabilities
+against stock, and by how much the loss of the facts' values rises.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ class LayerChoice:
         return "\n".join(
             [
                 *lines,
-                f"{len(self.chosen)} of {len(self.ranking)} layers keep {self.kept:.0%} of the cache at {self.tokens:,} "
-                f"tokens ({self.budget_kv:.0%} asked for); damage in nats a token, each layer converted alone, on "
-                f"{self.rows} rows of {self.data}",
+                f"{len(self.chosen)} of {len(self.ranking)} layers keep {self.kept:.0%} of the cache at "
+                f"{self.tokens:,} tokens ({self.budget_kv:.0%} asked for); damage in nats a token, each layer converted "
+                f"alone, on {self.rows} rows of {self.data}",
                 f"mamba={self.mamba}",
             ]
         )
@@ -158,7 +158,7 @@ def choose_layers(
         raise ValueError(f"rows is {rows}: it must be at least 1")
     if is_patched(model):
         raise ValueError(
-            f"{type(model).__name__} is patched: layers are chosen on the original; call hf_longctx.unpatch(model) first"
+            f"{type(model).__name__} is patched: layers are chosen on the original; call hf_longctx.unpatch first"
         )
     plan = parse_mamba(mamba)
     candidates = _candidates(model, plan)
@@ -279,7 +279,8 @@ def _texts(documents: Iterator[str], tokenizer: Any, length: int, rows: int, see
                 f"length is {length}, and {length - room} tokens of a row are facts and questions: choose a longer one"
             )
         body = _enough(documents, tokenizer, room)
-        ids, plain = [*edges.bos], []
+        ids = [*edges.bos]
+        plain: list[int] = []
         for part, fact in enumerate([*facts, []]):
             piece = body[part * room // (len(facts) + 1) : (part + 1) * room // (len(facts) + 1)]
             plain += range(len(ids), len(ids) + len(piece) - 1)  # the last one would predict a fact

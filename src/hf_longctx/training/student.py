@@ -32,6 +32,8 @@ class Student(nn.Module):
         checkpointing: whether activations are computed again in the backward pass.
     """
 
+    whole: Any
+
     def __init__(self, model: Any, objective: str, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.mixers = nn.ModuleDict({str(index): mixer for index, mixer in mixers(model).items()})
