@@ -56,10 +56,10 @@ def distill(
     """Convert attention layers to Mamba-2 layers, heal them by distillation, measure, and save.
 
     The teacher is the model itself: its attention modules stand by and are put back for each of the teacher's
-    forwards, so its weights exist once and are not changed. Only the mixers are trained. Stage by stage they are aligned
-    with the attention that they replace (`align`), matched to the teacher's next-token probabilities (`match`), and, if
-    asked for, trained on the text itself (`text`). Started again with the same settings, a killed run goes on, with the same
-    losses step for step. Under `accelerate launch` the batch is shared by the processes.
+    forwards, so its weights exist once and are not changed. Only the mixers are trained. Stage by stage they are
+    aligned with the attention that they replace (`align`), matched to the teacher's next-token probabilities
+    (`match`), and, if asked for, trained on the text itself (`text`). Started again with the same settings, a killed
+    run goes on, with the same losses step for step. Under `accelerate launch` the batch is shared by the processes.
 
     Args:
         model: hub id, local folder, `demo`, or a loaded causal language model, not patched. A loaded one is left
@@ -170,6 +170,7 @@ class _Work:
 
     def before(self) -> None:
         """Measure the needle test on the model as it is and converted, convert it, and measure the rest."""
+        self.model.eval()
         names = ("attention", "rope", "own_windows")
         rest = {name: self.settings[name] for name in names if self.settings[name] is not None}
         plan = rest | {"mamba": self.settings["mamba"]}

@@ -104,8 +104,8 @@ class LayerChoice:
             [
                 *lines,
                 f"{len(self.chosen)} of {len(self.ranking)} layers keep {self.kept:.0%} of the cache at "
-                f"{self.tokens:,} tokens ({self.budget_kv:.0%} asked for); damage in nats a token, each layer converted "
-                f"alone, on {self.rows} rows of {self.data}",
+                f"{self.tokens:,} tokens ({self.budget_kv:.0%} asked for); damage in nats a token, each layer "
+                f"converted alone, on {self.rows} rows of {self.data}",
                 f"mamba={self.mamba}",
             ]
         )
