@@ -267,6 +267,7 @@ def test_help_names_every_command(run):
         "convert",
         "extend",
         "plan",
+        "distill",
         "report",
         "rope",
         "describe",

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from rounds import machine
-from training import train
 
 from hf_longctx.cli.shared import parse_lengths
+from training import train
 
 TARGET = 0.15
 

@@ -244,7 +244,7 @@ def test_what_cannot_work_is_refused(tmp_path, tiny_folder, given, words):
 
 def test_a_patched_model_and_a_foreign_folder_are_refused(tmp_path, tiny, byte_tokenizer):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no extension run"):
+    with pytest.raises(ValueError, match="holds no run of extend"):
         extend(tiny, byte_tokenizer, out=tmp_path, **QUICK)
     with pytest.raises(ValueError, match="tokenizer is None"):
         extend(tiny, out=tmp_path / "run", **QUICK)

@@ -17,6 +17,7 @@ def main() -> None:
     from hf_longctx.cli.convert import convert
     from hf_longctx.cli.cost import cost
     from hf_longctx.cli.describe import describe
+    from hf_longctx.cli.distill import distill
     from hf_longctx.cli.effective import effective
     from hf_longctx.cli.env import env
     from hf_longctx.cli.eval import eval_
@@ -44,6 +45,7 @@ def main() -> None:
         cost,
         wall,
         convert,
+        distill,
         extend,
         plan,
         report,

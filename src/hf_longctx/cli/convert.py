@@ -1,24 +1,50 @@
-"""`hf-longctx convert`: a model whose chosen attention layers are Mamba-2 layers, saved to a folder."""
+"""`hf-longctx convert`: a model whose chosen attention layers are Mamba-2 layers, saved to a folder.
+
+Layers are named with `--mamba`, or chosen by the damage that each does, with `--budget-kv`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model
+from hf_longctx.cli.shared import Device, Dtype, Model, one_length
+
+#: The picture of the ranking, in the new model's folder.
+RANKING = "layers.png"
 
 
 def convert(
     model: Model,
-    mamba: Annotated[
-        str, typer.Option("--mamba", help="Layers to convert and how, such as 1::4 or 1::4,init=mamba-in-llama.")
-    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the new model; new or empty.")],
+    mamba: Annotated[
+        str | None,
+        typer.Option(
+            "--mamba",
+            help="Layers to convert and how, such as 1::4 or 1::4,init=mamba-in-llama; with --budget-kv the "
+            "candidates, all by default.",
+        ),
+    ] = None,
+    budget_kv: Annotated[
+        float | None,
+        typer.Option("--budget-kv", help="Share of the cache to keep, such as 0.5: layers are chosen by damage."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Text to choose on: kjv, prose, a folder, a file, a data set's name."),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", help="Rows of text to choose on.")] = 8,
+    length: Annotated[str, typer.Option("--length", help="Tokens of such a row.")] = "512",
+    text_field: Annotated[str, typer.Option("--text-field", help="Where a row of --data has its text.")] = "text",
+    split: Annotated[str, typer.Option("--split", help="Of a data set.")] = "train",
+    seed: Annotated[int, typer.Option("--seed", help="Of the text and the facts hidden in it.")] = 0,
     attention: Annotated[str | None, typer.Option("--attention", help="A pattern for the layers that stay.")] = None,
     rope: Annotated[str | None, typer.Option("--rope", help="A scaling, such as yarn:4.")] = None,
     own_windows: Annotated[str, typer.Option("--own-windows", help="intersect or replace.")] = "intersect",
@@ -28,35 +54,69 @@ def convert(
 ) -> None:
     """Make chosen attention layers Mamba-2 layers that start from their own weights, and save the model.
 
-    The result loads with hf_longctx.from_pretrained, without the original. It answers worse until it is trained.
+    The result loads with hf_longctx.from_pretrained, without the original. It answers worse until it is healed, which
+    hf-longctx distill does from the original model.
 
     Raises:
         ValueError: no such model, a plan that does not fit it, or a folder that holds something.
     """
     import hf_longctx as lc
 
+    if mamba is None and budget_kv is None:
+        raise ValueError("neither --mamba nor --budget-kv is given: name layers, such as --mamba 1::4, or a budget")
+    if budget_kv is None and data is not None:
+        raise ValueError(f"--data {data} is text to choose layers on: give --budget-kv too, or leave it out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} holds something already: name a new folder, or empty it")
     loaded, tokenizer = lc.load_model(model, dtype=dtype, device=device)
     if lc.is_patched(loaded):
         raise ValueError(f"model {model!r} was saved patched: convert the original model, with all changes at once")
-    lc.patch(loaded, mamba=mamba, attention=attention, rope=rope, own_windows=own_windows)
-    _save(loaded, tokenizer, out)
+    choice = None
+    if budget_kv is not None:
+        from hf_longctx.measure.haystack import default_haystack
+        from hf_longctx.training.layer_choice import choose_layers
+
+        choice = choose_layers(
+            loaded, tokenizer, budget_kv=budget_kv, mamba=mamba or "*", data=data or default_haystack(), rows=rows,
+            length=one_length("--length", length), text_field=text_field, split=split, seed=seed,
+        )  # fmt: skip
+    plan = mamba if choice is None else choice.mamba
+    lc.patch(loaded, mamba=plan, attention=attention, rope=rope, own_windows=own_windows)
+    _save(loaded, tokenizer, out, None if choice is None else lambda folder: _note(choice, folder, model))
     description = lc.describe(loaded)
     if as_json:
-        typer.echo(json.dumps({"model": model, "out": str(out), "description": description.to_dict()}))
+        document = {"model": model, "out": str(out), "description": description.to_dict()}
+        typer.echo(json.dumps(document | ({} if choice is None else {"choice": choice.to_dict()})))
         return
+    if choice is not None:
+        typer.echo(f"{choice}\n")
     typer.echo(str(description))
+    if choice is not None:
+        drawn = (out / RANKING).is_file()
+        note = 'no plot: matplotlib is missing; pip install "hf_longctx[report]"'
+        typer.echo(f"plot: {out / RANKING}" if drawn else note)
+        typer.echo(f"heal it: hf-longctx distill {model} --mamba {choice.mamba} --data ... --out ...")
     typer.echo(f"saved to {out}: load it with hf_longctx.from_pretrained({str(out)!r})")
 
 
-def _save(model: Any, tokenizer: Any, out: Path) -> None:
+def _note(choice: Any, folder: Path, model: str) -> None:
+    """Keep the ranking with the model: as JSON, and as a picture where matplotlib is installed."""
+    (folder / "layers.json").write_text(json.dumps(choice.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is not None:
+        from hf_longctx.training.layer_plot import draw
+
+        draw(choice, folder / RANKING, f"{model}: what converting one layer alone breaks")
+
+
+def _save(model: Any, tokenizer: Any, out: Path, also: Callable[[Path], None] | None = None) -> None:
     """Write a folder aside and put it in place, so that a stopped conversion leaves nothing that looks finished."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        if also is not None:
+            also(aside)
         aside.chmod(0o755)
         if out.exists():
             out.rmdir()

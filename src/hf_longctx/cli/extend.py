@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, command_line, parse_lengths
+from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, parse_lengths
 
 
 def _list_recipes(asked: bool) -> None:
@@ -86,13 +86,13 @@ def extend(
             model,
             data=data,
             out=out,
-            to=None if to is None else read_option("--to", to),
+            to=None if to is None else one_length("--to", to),
             rope=rope,
             recipe=recipe,
             tune=tune,
             stages=stages,
             steps=steps,
-            length=None if length is None else read_option("--length", length),
+            length=None if length is None else one_length("--length", length),
             batch=batch,
             micro_batch=micro_batch,
             learning_rate=learning_rate,
@@ -132,20 +132,6 @@ def chosen_tune(**given: bool) -> str | None:
     if len(chosen) > 1:
         raise ValueError(f"--{chosen[0]} and --{chosen[1]} are both given: choose one")
     return chosen[0] if chosen else None
-
-
-def read_option(option: str, text: str) -> int:
-    """A length in tokens, such as 32k.
-
-    Raises:
-        ValueError: none, with the option's name.
-    """
-    from hf_longctx.rope.text import read_length
-
-    try:
-        return read_length(text)
-    except ValueError as error:
-        raise ValueError(f"{option} {error}") from None
 
 
 def _show(record: dict[str, Any], out: Path) -> None:

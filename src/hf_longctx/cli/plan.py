@@ -43,14 +43,15 @@ def plan(
         ValueError: no such model, machine or dtype, or numbers that cannot work.
         ModuleNotFoundError: LoRA without PEFT.
     """
-    from hf_longctx.cli.extend import chosen_tune, read_option
+    from hf_longctx.cli.extend import chosen_tune
+    from hf_longctx.cli.shared import one_length
     from hf_longctx.training.planner import plan as work_out
 
     planned = work_out(
         model,
-        to=read_option("--to", to),
+        to=one_length("--to", to),
         tune=chosen_tune(lora=lora, lora_plus=lora_plus, full=full) or "lora-plus",
-        pose=None if pose is None else read_option("--pose", pose),
+        pose=None if pose is None else one_length("--pose", pose),
         dtype=dtype,
         device_memory=device_memory,
         devices=devices,

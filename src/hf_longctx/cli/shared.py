@@ -133,3 +133,24 @@ def parse_lengths(text: str) -> list[int]:
             f"--lengths {text!r} is no list of lengths: write whole numbers of tokens such as 512,1k,8k,1m "
             "(k is 1024, m is 1024 x 1024)"
         ) from None
+
+
+def one_length(option: str, text: str) -> int:
+    """Read one length such as `32k`.
+
+    Args:
+        option: its name, for the error.
+        text: the length in tokens; k is 1024, m is 1024 x 1024.
+
+    Raises:
+        ValueError: no length.
+
+    >>> one_length("--length", "2k")
+    2048
+    """
+    from hf_longctx.rope.text import read_length
+
+    try:
+        return read_length(text)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from None

@@ -20,6 +20,8 @@ from hf_longctx.plan import STATE_KIND, LayerPlan, ModelShape, kinds_of, resolve
 
 #: Must contain none of the names that transformers treats specially (flash, sdpa, flex_attention).
 NAME = "longctx"
+#: Set on an attention module while it stands, as the teacher of the mixer behind it, where a Mamba layer is planned.
+TEACHER = "longctx_teacher"
 #: The layout of `config.longctx` that this version reads and writes.
 PLAN_VERSION = 1
 #: Its fields besides the version, and their types.
@@ -138,7 +140,7 @@ def longctx_attention(
     stored = stored_plan(module.config)
     index = int(module.layer_idx)  # type: ignore[arg-type]
     layer = layer_plan(stored["attention"], stored["own_windows"], index, shape_key(module.config, sliding_window))
-    if layer.kind == STATE_KIND:
+    if layer.kind == STATE_KIND and not getattr(module, TEACHER, False):
         raise ValueError(
             f"layer {index} was saved as a Mamba layer, and stands here as attention: load the checkpoint with "
             "hf_longctx.from_pretrained"

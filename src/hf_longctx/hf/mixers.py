@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_longctx.hf.attention import eager
+from hf_longctx.hf.attention import TEACHER, eager
 from hf_longctx.hf.cache_argument import cache_among
 from hf_longctx.hf.documents import documents
 from hf_longctx.hf.layers import attention_modules, own_window
@@ -207,8 +208,42 @@ def teachers(model: nn.Module) -> dict[int, nn.Module]:
     Each takes the arguments of its mixer (a 4-D or no `attention_mask`, no cache), so both can be run on the same
     hidden states. Empty for a model that was loaded converted. They are no submodules: `model.to` does not move them.
     """
-    steps = vars(model).get(STEPS, ())
-    return {int(s.old.layer_idx): s.old for s in steps if isinstance(s, Swap)}
+    return {int(step.old.layer_idx): step.old for step in _swaps(model)}
+
+
+@contextmanager
+def as_teacher(model: nn.Module) -> Iterator[dict[int, nn.Module]]:
+    """The model with its attention modules in their old places, for as long as the context lasts; nothing is copied.
+
+    Args:
+        model: a model converted in memory; call it without a cache.
+
+    Yields:
+        The attention modules by layer.
+
+    Raises:
+        ValueError: a model without attention modules behind its mixers.
+    """
+    swaps = _swaps(model)
+    if not swaps:
+        raise ValueError(
+            f"{type(model).__name__} has no attention modules behind Mamba layers: convert the original model in "
+            "memory with patch(model, mamba=...)"
+        )
+    now = [step.parent._modules[step.name] for step in swaps]
+    for step in swaps:
+        step.parent._modules[step.name] = step.old
+        vars(step.old)[TEACHER] = True
+    try:
+        yield teachers(model)
+    finally:
+        for step, module in zip(swaps, now):
+            step.parent._modules[step.name] = module
+            del vars(step.old)[TEACHER]
+
+
+def _swaps(model: nn.Module) -> list[Swap]:
+    return [step for step in vars(model).get(STEPS, ()) if isinstance(step, Swap)]
 
 
 def check(model: Any, plan: Mamba2) -> tuple[int, ...]:

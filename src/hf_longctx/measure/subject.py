@@ -43,7 +43,8 @@ def as_loaded(model: Any) -> Iterator[Variant | None]:
 
     Yields:
         What it was patched with, as the variant `as-loaded`; None if it was not patched. A model that was saved with
-        Mamba layers stays as it is, since there is no untouched one behind it; its variant then defines nothing.
+        Mamba layers stays as it is, since there is no untouched one behind it, and so does a healed one, since
+        patching it again would not bring back what its Mamba layers learned; its variant then defines nothing.
 
     Raises:
         ValueError: for a plan that cannot be undone, or that this version cannot read.
@@ -56,7 +57,7 @@ def as_loaded(model: Any) -> Iterator[Variant | None]:
         yield None
         return
     plan = arguments(stored_plan(model.config))
-    if mixers(model) and not teachers(model):
+    if mixers(model) and (not teachers(model) or model.config.longctx["healed"]):
         yield Variant(AS_LOADED)
         return
     unpatch(model)

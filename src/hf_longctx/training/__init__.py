@@ -1,4 +1,6 @@
-"""Teaching a model its longer window, and proving that it took: `extend` is the whole of it in one call.
+"""Teaching a model what a patch made of it, each in one call: `extend` a longer window, `distill` Mamba-2 layers.
+
+`choose_layers` says which layers to convert.
 
 `plan` says beforehand whether it fits a device. Everything else is reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the
 data, `tiled_loss` for a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
@@ -11,17 +13,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_longctx.hf.adapters import load_adapter
 
+    from .distillation import distill
     from .extension import extend
+    from .layer_choice import choose_layers
     from .planner import TrainingPlan, plan
     from .recipes import RECIPES, Recipe, Stage
 
-__all__ = ["RECIPES", "Recipe", "Stage", "TrainingPlan", "extend", "load_adapter", "plan"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "Stage",
+    "TrainingPlan",
+    "choose_layers",
+    "distill",
+    "extend",
+    "load_adapter",
+    "plan",
+]
 
 _HOMES = {
     "RECIPES": "recipes",
     "Recipe": "recipes",
     "Stage": "recipes",
     "TrainingPlan": "planner",
+    "choose_layers": "layer_choice",
+    "distill": "distillation",
     "extend": "extension",
     "load_adapter": "..hf.adapters",
     "plan": "planner",

@@ -1,4 +1,4 @@
-"""The folder of an extension run: what was asked, what was measured, and what is finished."""
+"""The folder of a training run: what was asked, what was measured, and what is finished."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import os
 from pathlib import Path
 from typing import Any
 
-NAME, SCHEMA = "extend.json", 1
+SCHEMA = 1
 
 
 class RunFolder:
-    """`extend.json` in a folder, written whole or not at all.
+    """`extend.json` or `distill.json` in a folder, written whole or not at all.
 
     Args:
         folder: of the run.
         settings: what decides the result; a folder with other settings is refused.
+        kind: of the run, `extend` or `distill`.
         writes: whether this process writes; the others read.
 
     Raises:
         ValueError: a folder with another run, or with files that are none of a run's.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, writes: bool = True) -> None:
-        self.folder, self._writes, self._file = folder, writes, folder / NAME
+    def __init__(self, folder: Path, settings: dict[str, Any], *, kind: str = "extend", writes: bool = True) -> None:
+        self.folder, self._writes, self._file = folder, writes, folder / f"{kind}.json"
         settings = json.loads(json.dumps(settings))
         if self._file.is_file():
             self.record: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
             self._check(settings)
             return
         if writes and folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"out={str(folder)!r} is not empty and holds no extension run: choose a new folder")
+            raise ValueError(f"out={str(folder)!r} is not empty and holds no run of {kind}: choose a new folder")
         self.record = {"schema": SCHEMA, "settings": settings, "finished": False}
         self.save()
 

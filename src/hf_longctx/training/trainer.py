@@ -10,6 +10,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from .checkpoints import KEPT
 from .guards import Guards
+from .phases import Phase
 from .progress import Progress
 from .recipes import Recipe, Stage
 
@@ -32,7 +33,7 @@ def make_trainer(
     model: Any,
     dataset: Any,
     recipe: Recipe,
-    stage: Stage,
+    stage: Stage | Phase,
     *,
     out: Path,
     guards: Guards,
@@ -49,7 +50,7 @@ def make_trainer(
     """A trainer for one stage.
 
     Args:
-        model: what is trained, a PEFT model or a transformers one.
+        model: what is trained: a PEFT model, a transformers one, or the student of a distillation.
         dataset: of packed sequences, without end.
         recipe: the optimizer's settings.
         stage: steps, lengths, learning rate.

@@ -1,0 +1,113 @@
+"""Which layers to convert: the damage of each against a plain patched model, the budget, and the command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import hf_longctx as lc
+from families import build, tokens
+from fingerprint import fingerprint
+from hf_longctx.mamba import Mamba2
+from hf_longctx.training import choose_layers
+from hf_longctx.training.layer_choice import _damages, _Text
+from hybrids import HYBRIDS
+from tiny_model import make_tiny
+
+QUICK = {"data": "prose", "length": 384, "rows": 1, "tokens": 4096}
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_the_damage_is_that_of_a_model_with_the_layer_converted(family):
+    """Reading on from the layer gives what reading the patched model from the beginning gives."""
+    rows = [tokens(1, 30, seed=n)[0].tolist() for n in (1, 2)]
+    places, values = [3, 4, 17], [25, 28]
+    plan, stock = Mamba2("*", memory=64), build(family)
+    before = fingerprint(stock)
+    with torch.no_grad():
+        found = _damages(stock, plan, (0, 1, 2), [_Text(row, places, values) for row in rows])
+    assert fingerprint(stock) == before
+    for layer in range(3):
+        kls, rises = [], []
+        with torch.no_grad(), lc.patched(build(family), mamba=Mamba2(str(layer), memory=64)) as model:
+            for row in rows:
+                ids = torch.tensor([row])
+                wanted, said = (m(ids).logits[0].double().log_softmax(-1) for m in (stock, model))
+                kls.append((wanted.exp() * (wanted - said)).sum(-1)[places])
+                targets = ids[0, [place + 1 for place in values]]
+                rises.append((wanted - said)[values].gather(1, targets[:, None]))
+        assert found[layer][0] == pytest.approx(float(torch.cat(kls).mean()), rel=1e-3, abs=1e-6)
+        assert found[layer][1] == pytest.approx(float(torch.cat(rises).mean()), rel=1e-3, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def indifferent(byte_tokenizer):
+    """A model of 6 layers, of which 2 and 5 add nothing to the stream."""
+    model = make_tiny(num_hidden_layers=6, initializer_range=0.2)
+    with torch.no_grad():
+        for index in (2, 5):
+            model.model.layers[index].self_attn.o_proj.weight.zero_()
+    return model
+
+
+def test_the_cheapest_layers_go_first_until_the_cache_fits(indifferent, byte_tokenizer):
+    choice = choose_layers(indifferent, byte_tokenizer, budget_kv=0.7, **QUICK)
+    assert choice.chosen == (2, 5)
+    assert {one.index for one in choice.ranking[:2]} == {2, 5}
+    assert [one.damage for one in choice.ranking[:2]] == [0, 0]
+    assert all(one.kl > 0 for one in choice.ranking[2:])
+    assert str(choice.mamba) == "2,5"
+    model = make_tiny(num_hidden_layers=6)
+    stock = lc.describe(model).cache_bytes(4096)
+    assert choice.kept == pytest.approx(lc.describe(lc.patch(model, mamba=choice.mamba)).cache_bytes(4096) / stock)
+    more = choose_layers(indifferent, byte_tokenizer, budget_kv=0.5, mamba="1:,memory=64", **QUICK)
+    assert len(more.chosen) == 4  # four states are more than nothing
+    assert 0 not in more.chosen
+    assert more.mamba.memory == 64
+    assert "yes" in str(more)
+    assert json.loads(json.dumps(more.to_dict()))["chosen"] == list(more.chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"budget_kv": 1.5}, "above 0 and below 1"),
+        ({"budget_kv": 0.1}, "cannot bring the cache below 0.1"),
+        ({"budget_kv": 0.5, "tokens": 4}, "states take room too"),
+        ({"budget_kv": 0.5, "length": 64}, "facts and questions"),
+        ({"budget_kv": 0.5, "mamba": "9"}, "matches no layer"),
+        ({"budget_kv": 0.5, "data": "no/such"}, "cannot be opened"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(indifferent, byte_tokenizer, given, words):
+    with pytest.raises(ValueError, match=words):
+        choose_layers(indifferent, byte_tokenizer, **QUICK | given)
+
+
+def test_text_that_ends_is_refused(indifferent, byte_tokenizer, tmp_path):
+    (tmp_path / "short.txt").write_text("It ends. " * 10)
+    with pytest.raises(ValueError, match="tokens before the last row"):
+        choose_layers(indifferent, byte_tokenizer, budget_kv=0.7, **QUICK | {"data": tmp_path})
+
+
+def test_convert_under_a_budget(indifferent, byte_tokenizer, run, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "hybrid"
+    indifferent.config.max_position_embeddings = 4096
+    indifferent.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    options = ("--budget-kv=0.7", "--data=prose", "--rows=1", "--length=384")
+    code, shown, err = run("convert", str(folder), *options, f"--out={out}")
+    assert code == 0, err
+    for word in ("damage", "mamba=2,5", "2 Mamba-2 layers", "layers.png", f"distill {folder} --mamba 2,5"):
+        assert word in shown
+    assert json.loads((out / "layers.json").read_text())["chosen"] == [2, 5]
+    assert (out / "layers.png").stat().st_size > 1000
+    assert lc.from_pretrained(out).config.longctx["mamba"] == "2,5"
+    code, shown, _ = run("convert", str(folder), *options, f"--out={tmp_path / 'json'}", "--json")
+    assert json.loads(shown)["choice"]["mamba"] == "2,5"
+    for arguments, words in (((), "neither --mamba nor"), (("--mamba=1", "--data=prose"), "give --budget-kv too")):
+        code, _, err = run("convert", str(folder), *arguments, f"--out={tmp_path / 'x'}")
+        assert code == 2
+        assert words in err
