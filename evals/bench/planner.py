@@ -47,7 +47,8 @@ def main() -> None:
         return
     rows = []
     print(
-        f"{'tune':>10} {'tokens':>8} {'measured MB':>12} {'predicted MB':>13} {'error':>7} {'on top':>8} {'moment':>12}"
+        f"{'tune':>10} {'tokens':>8} {'measured MB':>12} {'predicted MB':>13} "
+        f"{'error':>7} {'on top':>8} {'moment':>12}"
     )
     for tune in args.tunes.split(","):
         for length in parse_lengths(args.lengths):

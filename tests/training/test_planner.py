@@ -217,7 +217,8 @@ def test_the_command(run):
     code, out, _ = run("plan", "qwen2.5-7b", "--to", "128k", "--lora", "--device-memory", "80GB", "--json")
     document = json.loads(out)
     assert code == 0
-    assert document["setting"]["tune"] == "lora" and document["setting"]["window"] == 131072
+    assert document["setting"]["tune"] == "lora"
+    assert document["setting"]["window"] == 131072
     assert document == json.loads(
         json.dumps(plan("qwen2.5-7b", to=131072, tune="lora", device_memory="80GB").to_dict())
     )

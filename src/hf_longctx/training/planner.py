@@ -287,8 +287,8 @@ def _spread(how: Setting, model: _Model, usable: int) -> Setting | None:
 
 
 _SHARE = (
-    "share weights, gradients and optimizer over {how.devices} devices by accelerate's configuration (not run with this "
-    "package yet)"
+    "share weights, gradients and optimizer over {how.devices} devices by accelerate's configuration (not run with "
+    "this package yet)"
 )
 #: In order of how little they change of what is learned, and of what is needed for it.
 _CHANGES: tuple[tuple[str, str, Change], ...] = (
