@@ -1,8 +1,8 @@
 """Teaching a model what a patch made of it, each in one call: `extend` a longer window, `distill` Mamba-2 layers.
 
 `choose_layers` says which layers to convert, and `plan` beforehand whether training fits a device. Everything else is
-reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the data, `tiled_loss` for
-a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
+reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the data, `tiled_loss`
+for a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
 """
 
 from __future__ import annotations
