@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hf_longctx.patterns.geometry import Shape
+from hf_longctx.patterns.geometry import Drawn, Own, Shape
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,12 @@ class Tile:
             seen = seen & (picks >= 0)[:, None]
             k = key + picks.clamp(min=0)[:, None]
         if self.only is not None:
-            seen = seen & self.only.holds(q, k)
+            seen = seen & _holds(self.only, q, k)
         for other in self.minus:
-            seen = seen & ~other.holds(q, k)
+            seen = seen & ~_holds(other, q, k)
         return seen[0] if self.shared and seen.dim() == 3 else seen
+
+
+def _holds(shape: Shape, q: Tensor, k: Tensor) -> Tensor:
+    """`shape.holds`, in int32 where only our own arithmetic is asked: the tables of many problems are large."""
+    return shape.holds(q, k) if isinstance(shape, Own | Drawn) else shape.holds(q.int(), k.int())
