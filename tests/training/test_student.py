@@ -10,7 +10,7 @@ from families import build, padding, tokens
 from hf_longctx.hf.mixers import as_teacher, mixers, teachers
 from hf_longctx.training import student
 from hf_longctx.training.packing import IGNORED
-from hf_longctx.training.student import Student, compare
+from hf_longctx.training.student import Student, compare, relative_scales
 from hybrids import HYBRIDS
 
 OBJECTIVES = ("align", "match", "text")
@@ -104,6 +104,30 @@ def test_aligning_compares_with_the_attention_on_its_own_input():
         errors.append((wanted - own).square().sum() / wanted.square().sum())
     assert sorted(seen) == [0, 2]
     torch.testing.assert_close(one(ids)["loss"], torch.stack(errors).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_scales_are_calibrated_and_learn_in_shares_of_themselves():
+    one, ids = made(objective="align"), tokens(2, 24)
+    with torch.no_grad():
+        for mixer in one.mixers.values():
+            mixer.scale.mul_(9)
+        before = {name: mixer.scale.clone() for name, mixer in one.mixers.items()}
+        far = one(ids)["loss"]
+    names = set(one.state_dict())
+    with relative_scales(one.mixers.values()):
+        one.calibrate({"input_ids": ids})
+        near = one(ids)["loss"]
+        assert near < min(1, far)  # zero would be an error of 1
+        near.backward()
+        powers = [mixer.parametrizations.scale.original for mixer in one.mixers.values()]
+        assert all(power.grad.abs().sum() > 0 for power in powers)
+        inside = [mixer.scale.detach().clone() for mixer in one.mixers.values()]
+    assert set(one.state_dict()) == names
+    for (name, mixer), scale in zip(one.mixers.items(), inside):
+        assert torch.equal(mixer.scale, scale)
+        assert isinstance(mixer.scale, torch.nn.Parameter)
+        factors = scale / before[name]
+        torch.testing.assert_close(factors, factors[:1].expand_as(factors))
 
 
 @torch.no_grad()

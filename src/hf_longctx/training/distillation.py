@@ -254,6 +254,8 @@ class _Work:
         """Train every stage that is not finished, from the last whole checkpoint; the rest of the model is frozen."""
         import torch
 
+        from .student import relative_scales
+
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
         self.model.requires_grad_(False)
         for mixer in self._mixers.values():
@@ -271,14 +273,15 @@ class _Work:
             found = [whole_checkpoints(self.run.stage(index)) for index in range(len(phases))]
             at = max((index for index, one in enumerate(found) if one), default=0)
             logs = dict(enumerate(self.run.record.get("stages", ())))
-            for index in range(at, len(phases)):
-                step, checkpoint = found[index][-1] if found[index] else (0, None)
-                log = self._stage(
-                    index, phases[index], len(phases), checkpoint, finished=step >= phases[index].steps,
-                    checkpoint_bytes=checkpoint_bytes, **how,
-                )  # fmt: skip
-                logs[index] = asdict(phases[index]) | {"log": log}
-                self.run.save(stages=[logs[one] for one in sorted(logs)])
+            with relative_scales(self._mixers.values()):
+                for index in range(at, len(phases)):
+                    step, checkpoint = found[index][-1] if found[index] else (0, None)
+                    log = self._stage(
+                        index, phases[index], len(phases), checkpoint, finished=step >= phases[index].steps,
+                        checkpoint_bytes=checkpoint_bytes, **how,
+                    )  # fmt: skip
+                    logs[index] = asdict(phases[index]) | {"log": log}
+                    self.run.save(stages=[logs[one] for one in sorted(logs)])
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
@@ -312,9 +315,18 @@ class _Work:
         from .trainer import make_trainer
 
         on_cpu = self.model.device.type == "cpu"
+        autocast = self.dtype == torch.bfloat16 or (not on_cpu and torch.cuda.is_bf16_supported())
+        student = Student(self.model, phase.objective, checkpointing=checkpointing)
+        dataset = PackedDataset(self.corpus, self.tokenizer, phase.length, seed=self.settings["seed"] + index)
+        if index == 0 and phase.objective == "align" and checkpoint is None:
+            row = {
+                name: next(iter(dataset))[name][None].to(self.model.device) for name in ("input_ids", "position_ids")
+            }
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=autocast):
+                student.calibrate(row)
         trainer = make_trainer(
-            Student(self.model, phase.objective, checkpointing=checkpointing),
-            PackedDataset(self.corpus, self.tokenizer, phase.length, seed=self.settings["seed"] + index),
+            student,
+            dataset,
             OPTIMIZER,
             phase,
             out=self.run.stage(index),
@@ -322,7 +334,7 @@ class _Work:
             micro_batch=micro_batch,
             accumulation=accumulation,
             checkpointing=False,  # the student does it, since the trainer does not see the model
-            autocast=self.dtype == torch.bfloat16 or (not on_cpu and torch.cuda.is_bf16_supported()),
+            autocast=autocast,
             on_cpu=on_cpu,
             save_every=save_every,
             report_to=report_to,

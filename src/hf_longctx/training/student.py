@@ -6,12 +6,13 @@ twice. Only the mixers belong to this module: a trainer moves, trains and saves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from hf_longctx.hf.mixers import as_teacher, mixers
@@ -21,6 +22,8 @@ from .tiled_loss import TILE_BYTES, head
 
 #: A teacher's output smaller than this, squared and summed, does not count as something to be relative to.
 _NOTHING = 1e-12
+#: Scales learn so many times as fast, in shares of themselves, as other parameters do in their own units.
+_SPEED = 10.0
 
 
 class Student(nn.Module):
@@ -75,19 +78,14 @@ class Student(nn.Module):
 
         All layers in one forward of the teacher: each mixer reads what its attention read.
         """
-        mask = inputs["attention_mask"]
+        mask, grads = inputs["attention_mask"], torch.is_grad_enabled()
         losses: list[Tensor] = []
 
-        def compare(module: Any, args: tuple, kwargs: dict[str, Any], output: tuple) -> None:
-            mixer = self.mixers[str(int(module.layer_idx))]
-            hidden = (args[0] if args else kwargs["hidden_states"]).detach()
-            wanted = output[0].detach()
-            given = {name: kwargs.get(name) for name in ("position_embeddings", "longctx_tokens")}
-
+        def visit(mixer: Any, hidden: Tensor, given: dict[str, Any], wanted: Tensor) -> None:
             def error(hidden: Tensor) -> Tensor:
                 made, _ = mixer(hidden, **given)
                 keep = torch.ones_like(hidden[..., :1]) if mask is None else mask[..., None].to(hidden.dtype)
-                off, whole = (((t.float()) * keep).square().sum() for t in (made - wanted, wanted))
+                off, whole = ((t.float() * keep).square().sum() for t in (made - wanted, wanted))
                 return off / whole.clamp_min(_NOTHING)
 
             with torch.enable_grad() if grads else torch.no_grad():
@@ -95,15 +93,44 @@ class Student(nn.Module):
                 again = grads and self._checkpointing
                 losses.append(checkpoint(error, hidden, use_reentrant=False) if again else error(hidden))
 
-        grads = torch.is_grad_enabled()
-        with torch.no_grad(), as_teacher(self.whole) as attention:
-            handles = [m.register_forward_hook(compare, with_kwargs=True) for m in attention.values()]
+        self._visit(inputs, visit)
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def calibrate(self, inputs: dict[str, Any]) -> None:
+        """Multiply each mixer's scales by the one factor that brings its output nearest to the attention's.
+
+        Least squares on a text, within 20 times up or down. Linear scores are not normalised, so a conversion may
+        start many times too large; the optimizer would spend its first steps on that alone.
+
+        Args:
+            inputs: as for the model. Mixers under `relative_scales`; those without scales stay as they are.
+        """
+
+        def visit(mixer: Any, hidden: Tensor, given: dict[str, Any], wanted: Tensor) -> None:
+            if mixer.scale is not None:
+                made, _ = mixer(hidden, **given)
+                factor = (made * wanted).float().sum() / made.float().square().sum().clamp_min(_NOTHING)
+                mixer.parametrizations.scale.original += factor.clamp(0.05, 20).log() / _SPEED
+
+        self._visit(inputs, visit)
+
+    @torch.no_grad()
+    def _visit(self, inputs: dict[str, Any], visit: Callable[[Any, Tensor, dict[str, Any], Tensor], None]) -> None:
+        """Run the teacher, and call with each mixer: what its attention read, how, and what that attention made."""
+
+        def hook(module: Any, args: tuple, kwargs: dict[str, Any], output: tuple) -> None:
+            hidden = (args[0] if args else kwargs["hidden_states"]).detach()
+            given = {name: kwargs.get(name) for name in ("position_embeddings", "longctx_tokens")}
+            visit(self.mixers[str(int(module.layer_idx))], hidden, given, output[0].detach())
+
+        with as_teacher(self.whole) as attention:
+            handles = [m.register_forward_hook(hook, with_kwargs=True) for m in attention.values()]
             try:
                 self.whole.get_decoder()(**inputs, use_cache=False)
             finally:
                 for handle in handles:
                     handle.remove()
-        return torch.stack(losses).mean()
 
     def _match(self, inputs: dict[str, Any], targets: Tensor) -> Tensor:
         return token_kl(self.whole, self.read(inputs), self.read_as_teacher(inputs), targets)
@@ -137,6 +164,42 @@ class Student(nn.Module):
         finally:
             self.whole.eval()
             self.whole.activation_checkpointing_disable()
+
+
+class _Relative(nn.Module):
+    """A positive parameter as a factor on what it was."""
+
+    base: Tensor
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("base", base.detach().clone())
+
+    def forward(self, power: Tensor) -> Tensor:
+        return self.base * (_SPEED * power).exp()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return (value / self.base).log() / _SPEED
+
+
+@contextmanager
+def relative_scales(mixers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let an optimizer's step change the scales of mixers by a share of themselves, for as long as the context lasts.
+
+    They start between 1e-4 and 1e-2: a step of Adam of 1e-3 would throw them about, and their gradients would be
+    nearly all of the norm that is clipped.
+
+    Args:
+        mixers: the mixers; those of the classic form have no scales, and stay as they are.
+    """
+    scaled = [mixer for mixer in mixers if mixer.scale is not None]
+    for mixer in scaled:
+        parametrize.register_parametrization(mixer, "scale", _Relative(mixer.scale))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for mixer in scaled:
+            parametrize.remove_parametrizations(mixer, "scale", leave_parametrized=True)
 
 
 def next_tokens(ids: Tensor, mask: Tensor | None, labels: Tensor | None) -> Tensor:
