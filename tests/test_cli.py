@@ -12,25 +12,10 @@ import torch
 import hf_longctx as lc
 from families import FAMILIES, build, tokens
 from hf_longctx.attention import BACKENDS, flash, flex
-from hf_longctx.cli import main
 from hf_longctx.cli.env import _backend
 from hf_longctx.measure.tasks import names as task_names
 from hf_longctx.patterns import Full, SlidingWindow, names, parse, presets
 from hf_longctx.patterns.base import REGISTRY
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-longctx", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

@@ -14,9 +14,6 @@ import pytest
 from hf_longctx.hf.loading import DEMO
 from hf_longctx.hf.loading import resolve as resolve_model
 
-# One process for all: later commands read what earlier ones wrote.
-pytestmark = pytest.mark.xdist_group("readme")
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SMALL = {"--lengths": "256", "--depths": "1", "--repeats": "1"}
@@ -51,37 +48,28 @@ def test_snippets_run(snippet, bundled, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """One folder for all commands: some read what an earlier one wrote."""
-    (place := tmp_path_factory.mktemp("readme") / "runs").mkdir()
-    return place.parent
-
-
-def commands() -> list:
+def commands(slow: bool) -> list[str]:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [pytest.param(line, marks=pytest.mark.slow if " extend " in line else ()) for line in lines]
+    return [line for line in lines if (" extend " in line) is slow]
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_run(command, bundled, folder, monkeypatch, capsys):
-    from hf_longctx.cli import main
-
-    words = shlex.split(command)
-    if words[0] == "make":
-        done = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        return
-    assert words[0] == "hf-longctx"
-    for option, small in SMALL.items():
-        if option in words:
-            words[words.index(option) + 1] = small
-    words += SHORTER.get(words[1], [])
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert not exit_.value.code, capsys.readouterr().err
+@pytest.mark.parametrize("slow", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_commands_run(slow, bundled, tmp_path, monkeypatch, run):
+    """One test for all, in their order and one folder: some read what an earlier one wrote."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for command in commands(slow):
+        words = shlex.split(command)
+        if words[0] == "make":
+            done = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == 0, done.stderr
+            continue
+        assert words[0] == "hf-longctx"
+        for option, small in SMALL.items():
+            if option in words:
+                words[words.index(option) + 1] = small
+        code, _, err = run(*words[1:], *SHORTER.get(words[1], []))
+        assert not code, f"{command}: {err}"
 
 
 def test_the_table_is_the_committed_result():

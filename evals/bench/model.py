@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from contextlib import nullcontext
@@ -21,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rounds import machine
 
 import hf_longctx as lc
+from hf_longctx.cli.shared import parse_lengths
 from hf_longctx.hf.cache_argument import cache_name, cache_of
 
 PATTERNS = ["window:1024+global:4"]
@@ -51,7 +52,7 @@ def main() -> None:
     print(
         f"{'tokens':>7} {'attention':<22} {'prefill s':>10} {'decode tok/s':>13} {'cache bytes':>14} {'described':>14}"
     )
-    for length in (_tokens(n) for n in args.lengths.split(",")):
+    for length in parse_lengths(args.lengths):
         for row in measure(model, names, length, args):
             rows.append(row)
             print(
@@ -144,15 +145,11 @@ def save(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> No
         "what": "prefill, decode and cache of a whole model",
         "command": f"python evals/bench/model.py --lengths {args.lengths} --patterns {' '.join(args.patterns)}",
         "settings": {k: getattr(args, k) for k in ("model", "chunk", "tokens", "rounds", "dtype")},
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": machine(),
         "results": rows,
     }
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(f"saved {path}")
-
-
-def _tokens(text: str) -> int:
-    return int(text[:-1]) * 1024 if text.endswith("k") else int(text)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import ctypes
 import json
 import logging
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rounds import machine
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan, mamba2_selective_state_update
@@ -258,7 +258,7 @@ def save(path: Path, prefill: list[Any], steps: list[Any], args: argparse.Namesp
         "command": shlex.join(["python", "evals/bench/ssd.py", *sys.argv[1:]]),
         "clock": args.clock,
         "shape": {"heads": HEADS, "head_size": SIZE, "groups": 1, "dtype": "float32", "window": WINDOW},
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": machine(),
         "prefill": prefill,
         "step": steps,
     }

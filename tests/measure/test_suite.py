@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from hf_longctx.cli import eval as module
-from hf_longctx.cli import main
 from hf_longctx.hf import loading
 from hf_longctx.measure import cost as cost_module
 from hf_longctx.measure import processes, suite
@@ -26,20 +25,6 @@ parts:
   tasks: {task: [passkey, multihop], lengths: 380, trials: 1}
   cost: {lengths: 40, repeats: 1, steps: 2, no-standard: true, no-stock: true}
 """
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hf-longctx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

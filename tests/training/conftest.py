@@ -1,8 +1,6 @@
-"""The tiny model and its tokenizer, in memory and as a folder; the command line in this process."""
+"""The tiny model and its tokenizer, in memory and as a folder."""
 
 from __future__ import annotations
-
-import sys
 
 import pytest
 
@@ -25,18 +23,3 @@ def tiny_folder(tmp_path_factory, byte_tokenizer):
     make_tiny().save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-    from hf_longctx.cli import main
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-longctx", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call

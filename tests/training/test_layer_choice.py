@@ -12,7 +12,8 @@ from families import build, tokens
 from fingerprint import fingerprint
 from hf_longctx.mamba import Mamba2
 from hf_longctx.training import choose_layers
-from hf_longctx.training.layer_choice import _damages, _Text
+from hf_longctx.training.layer_choice import _damages
+from hf_longctx.training.layer_texts import LayerText
 from hybrids import HYBRIDS
 from tiny_model import make_tiny
 
@@ -27,7 +28,7 @@ def test_the_damage_is_that_of_a_model_with_the_layer_converted(family):
     plan, stock = Mamba2("*", memory=64), build(family)
     before = fingerprint(stock)
     with torch.no_grad():
-        found = _damages(stock, plan, (0, 1, 2), [_Text(row, places, values) for row in rows])
+        found = _damages(stock, plan, (0, 1, 2), [LayerText(row, places, values) for row in rows])
     assert fingerprint(stock) == before
     for layer in range(3):
         kls, rises = [], []

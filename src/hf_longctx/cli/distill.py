@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, parse_lengths
+from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, parse_lengths, trained
 
 _STAGES = "align:400,match:400"  # checked by a test against the library's, which is not imported for --help
 
@@ -59,39 +59,33 @@ def distill(
     from hf_longctx.hf.loading import BUNDLED, DEMO
     from hf_longctx.training.distillation import distill as run
 
-    try:
-        record = run(
-            model,
-            mamba=mamba,
-            data=data,
-            out=out,
-            attention=attention,
-            rope=rope,
-            own_windows=own_windows,
-            stages=stages,
-            length=one_length("--length", length),
-            batch=batch,
-            micro_batch=micro_batch,
-            text_field=text_field,
-            split=split,
-            seed=seed,
-            checkpointing=not no_checkpointing,
-            held_out=one_length("--held-out", held_out),
-            needle=None if needle is None else () if needle == "none" else tuple(parse_lengths(needle)),
-            save_every=save_every,
-            dtype=dtype,
-            device=device,
-            report_to=report_to,
-            model_name=BUNDLED if model == DEMO else model,
-            command=command_line(),
-        )
-    except KeyboardInterrupt:
-        typer.echo(f"stopped: the same command goes on from the last checkpoint in {out}", err=True)
-        raise typer.Exit(130) from None
-    if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
-        return
-    _show(record, out)
+    train = functools.partial(
+        run,
+        model,
+        mamba=mamba,
+        data=data,
+        out=out,
+        attention=attention,
+        rope=rope,
+        own_windows=own_windows,
+        stages=stages,
+        length=one_length("--length", length),
+        batch=batch,
+        micro_batch=micro_batch,
+        text_field=text_field,
+        split=split,
+        seed=seed,
+        checkpointing=not no_checkpointing,
+        held_out=one_length("--held-out", held_out),
+        needle=None if needle is None else () if needle == "none" else tuple(parse_lengths(needle)),
+        save_every=save_every,
+        dtype=dtype,
+        device=device,
+        report_to=report_to,
+        model_name=BUNDLED if model == DEMO else model,
+        command=command_line(),
+    )
+    trained(train, _show, out, as_json)
 
 
 def _show(record: dict[str, Any], out: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, parse_lengths
+from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, parse_lengths, trained
 
 
 def _list_recipes(asked: bool) -> None:
@@ -81,45 +81,39 @@ def extend(
     from hf_longctx.training.extension import extend as run
 
     tune = chosen_tune(lora=lora, lora_plus=lora_plus, full=full)
-    try:
-        record = run(
-            model,
-            data=data,
-            out=out,
-            to=None if to is None else one_length("--to", to),
-            rope=rope,
-            recipe=recipe,
-            tune=tune,
-            stages=stages,
-            steps=steps,
-            length=None if length is None else one_length("--length", length),
-            batch=batch,
-            micro_batch=micro_batch,
-            learning_rate=learning_rate,
-            pose=pose,
-            attention=attention,
-            text_field=text_field,
-            split=split,
-            seed=seed,
-            checkpointing=not no_checkpointing,
-            merge=not no_merge,
-            measure=not no_measure,
-            needle=tuple(parse_lengths(needle)) if needle else (),
-            max_first_loss=max_first_loss,
-            save_every=save_every,
-            dtype=dtype,
-            device=device,
-            report_to=report_to,
-            model_name=BUNDLED if model == DEMO else model,
-            command=command_line(),
-        )
-    except KeyboardInterrupt:
-        typer.echo(f"stopped: the same command goes on from the last checkpoint in {out}", err=True)
-        raise typer.Exit(130) from None
-    if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
-        return
-    _show(record, out)
+    train = functools.partial(
+        run,
+        model,
+        data=data,
+        out=out,
+        to=None if to is None else one_length("--to", to),
+        rope=rope,
+        recipe=recipe,
+        tune=tune,
+        stages=stages,
+        steps=steps,
+        length=None if length is None else one_length("--length", length),
+        batch=batch,
+        micro_batch=micro_batch,
+        learning_rate=learning_rate,
+        pose=pose,
+        attention=attention,
+        text_field=text_field,
+        split=split,
+        seed=seed,
+        checkpointing=not no_checkpointing,
+        merge=not no_merge,
+        measure=not no_measure,
+        needle=tuple(parse_lengths(needle)) if needle else (),
+        max_first_loss=max_first_loss,
+        save_every=save_every,
+        dtype=dtype,
+        device=device,
+        report_to=report_to,
+        model_name=BUNDLED if model == DEMO else model,
+        command=command_line(),
+    )
+    trained(train, _show, out, as_json)
 
 
 def chosen_tune(**given: bool) -> str | None:

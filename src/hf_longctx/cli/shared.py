@@ -1,12 +1,13 @@
-"""What the measuring commands spell alike: options, variants, and how they end when they are stopped."""
+"""What the commands that measure or train spell alike: options, variants, and how they end when they are stopped."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +81,31 @@ def stopped(out: Path | None, what: str) -> typer.Exit:
     kept = f"what was {what} is in {out}; the same command goes on from there" if out else "nothing was kept"
     typer.echo(f"stopped: {kept}", err=True)
     return typer.Exit(130)
+
+
+def trained(
+    train: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Path], None], out: Path, as_json: bool
+) -> None:
+    """Train and print the record, as one JSON document or by `show`.
+
+    Args:
+        train: gives the record.
+        show: prints it; given the run's folder as well.
+        out: the run's folder.
+        as_json: which.
+
+    Raises:
+        typer.Exit: stopped by the user.
+    """
+    try:
+        record = train()
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: the same command goes on from the last checkpoint in {out}", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(record, ensure_ascii=False))
+    else:
+        show(record, out)
 
 
 def gated(run: Path, limits: Sequence[Limit]) -> None:

@@ -128,6 +128,10 @@ def run_needle(
             vocabulary = model.config.get_text_config(decoder=True).vocab_size
             harm = Damage(side, asked[0], grid, names, vocabulary=vocabulary) if damage else None
             alone = here().count == 1
+
+            def work(variant: Variant, trial: int) -> _Work:
+                return _Work(store, variant, trial, asked[trial], grid, exact=exact, progress=progress, on_row=on_row)
+
             was_training = bool(getattr(model, "training", False))
             model.eval()
             try:
@@ -135,11 +139,8 @@ def run_needle(
                     with store.claim(variant.name, trial) as mine:
                         if not mine:
                             continue
-                        work = _Work(
-                            store, variant, trial, asked[trial], grid, exact=exact, progress=progress, on_row=on_row
-                        )
                         heard = harm.listener(variant.name) if harm is not None and trial == 0 and alone else None
-                        work.run(model, heard)
+                        work(variant, trial).run(model, heard)
                         if harm is not None and heard is not None:
                             harm.keep(variant.name, heard)
                     _summarise(store, side)
@@ -148,9 +149,7 @@ def run_needle(
                     # Whoever read stock may not have read the others: one process listens to all of them again.
                     for variant in chosen:
                         if (heard := harm.listener(variant.name)) is not None:
-                            _Work(
-                                store, variant, 0, asked[0], grid, exact=exact, progress=progress, on_row=on_row
-                            ).run(model, heard)
+                            work(variant, 0).run(model, heard)
                             harm.keep(variant.name, heard)
             finally:
                 # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 #: Written into a checkpoint when all of it is there.
 WHOLE = "whole"
@@ -29,6 +33,11 @@ def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
         number = path.name.partition("-")[2]
         if path.is_dir() and number.isdigit():
             yield int(number), path
+
+
+def bytes_of(parameters: Iterable[torch.Tensor]) -> int:
+    """What they take on a disk."""
+    return sum(p.numel() * p.element_size() for p in parameters)
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import importlib.metadata
 import math
 import shutil
 from dataclasses import asdict
@@ -15,11 +13,12 @@ from hf_longctx.hf.patching import patch
 from hf_longctx.mamba.mamba2 import Mamba2
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 
-from .checkpoints import KEPT, check_disk, drop_torn, whole_checkpoints
+from .checkpoints import bytes_of, check_disk
 from .corpus import Corpus, open_corpus
 from .dataset import PackedDataset, held_out_ids
 from .phases import DEFAULT, OPTIMIZER, Phase, read_phases
 from .run_folder import RunFolder
+from .stages import accumulation, carry_out, go_through, open_run, origin, processes_for
 
 #: Places in the text at which facts are hidden, and how often, in the needle test before and after.
 _DEPTHS, _TRIALS = 5, 2
@@ -98,8 +97,6 @@ def distill(
             wrong.
         ModuleNotFoundError: a package is missing.
     """
-    from accelerate import PartialState
-
     from hf_longctx.hf.loading import load_config, load_model
 
     plan, phases = parse_mamba(mamba), read_phases(stages, batch=batch, length=length)
@@ -113,14 +110,8 @@ def distill(
             "hf_longctx.unpatch(model) first, or name the checkpoint before it was patched"
         )
     corpus = open_corpus(data, field=text_field, split=split)
-    on_cpu = str(device) == "cpu" if named else model.device.type == "cpu"
-    processes = PartialState(cpu=on_cpu) if on_cpu else PartialState()
-    at_once = micro_batch * processes.num_processes
-    if micro_batch < 1 or batch % at_once:
-        raise ValueError(
-            f"batch is {batch}, which {processes.num_processes} process(es) with micro_batch={micro_batch} cannot "
-            f"share evenly: choose a multiple of {max(at_once, 1)}"
-        )
+    processes = processes_for(str(device) == "cpu" if named else model.device.type == "cpu")
+    times = accumulation(batch, micro_batch, processes.num_processes)
     lengths = (length,) if needle is None else tuple(needle)
     settings = {
         "model": model_name or (model if named else (config._name_or_path or type(model).__name__)),
@@ -128,12 +119,7 @@ def distill(
         "data": corpus.name, "text_field": text_field, "split": split,
         "stages": [asdict(phase) for phase in phases], "held_out": held_out, "needle": list(lengths),
     }  # fmt: skip
-    # The folder is read by all before one writes.
-    if not processes.is_main_process:
-        processes.wait_for_everyone()
-    run = RunFolder(Path(out), settings, kind="distill", writes=processes.is_main_process)
-    if processes.is_main_process:
-        processes.wait_for_everyone()
+    run = open_run(Path(out), settings, kind="distill", processes=processes)
     if run.record["finished"]:
         return run.record
     if named:
@@ -142,14 +128,9 @@ def distill(
         raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")
     work = _Work(run, model, tokenizer, corpus, processes)
     work.before()
-    run.save(
-        source=OPTIMIZER.source,
-        data=corpus.label,
-        command=command,
-        versions={one: importlib.metadata.version(one) for one in ("hf_longctx", "torch", "transformers")},
-    )
+    run.save(**origin(source=OPTIMIZER.source, data=corpus.label, command=command))
     work.train(
-        phases, micro_batch=micro_batch, accumulation=batch // at_once, checkpointing=checkpointing,
+        phases, micro_batch=micro_batch, accumulation=times, checkpointing=checkpointing,
         save_every=save_every, report_to=report_to, progress=progress,
     )  # fmt: skip
     work.save()
@@ -263,25 +244,18 @@ class _Work:
             if self.dtype == torch.bfloat16:
                 mixer.float()  # small updates vanish in it
         checkpoint_bytes = sum(12 * p.numel() for m in self._mixers.values() for p in m.parameters()) + (1 << 20)
-        whole = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        if self.main:
-            check_disk(self.run.folder, (KEPT + 1) * checkpoint_bytes + whole, "its checkpoints and the result")
-            for index in range(len(phases)):
-                drop_torn(self.run.stage(index))
-        self.processes.wait_for_everyone()
+
+        def train(index: int, phase: Phase, checkpoint: Path | None, finished: bool) -> list[dict[str, Any]]:
+            return self._stage(
+                index, phase, len(phases), checkpoint, finished=finished, checkpoint_bytes=checkpoint_bytes, **how
+            )
+
         try:
-            found = [whole_checkpoints(self.run.stage(index)) for index in range(len(phases))]
-            at = max((index for index, one in enumerate(found) if one), default=0)
-            logs = dict(enumerate(self.run.record.get("stages", ())))
             with relative_scales(self._mixers.values()):
-                for index in range(at, len(phases)):
-                    step, checkpoint = found[index][-1] if found[index] else (0, None)
-                    log = self._stage(
-                        index, phases[index], len(phases), checkpoint, finished=step >= phases[index].steps,
-                        checkpoint_bytes=checkpoint_bytes, **how,
-                    )  # fmt: skip
-                    logs[index] = asdict(phases[index]) | {"log": log}
-                    self.run.save(stages=[logs[one] for one in sorted(logs)])
+                go_through(
+                    self.run, phases, train, model=self.model, checkpoint_bytes=checkpoint_bytes,
+                    processes=self.processes,
+                )  # fmt: skip
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
@@ -341,17 +315,7 @@ class _Work:
             progress=f"stage {index + 1} of {phases} ({phase.objective}), " if progress else None,
             seed=self.settings["seed"],
         )
-        if finished and checkpoint is not None:
-            trainer.load_weights(checkpoint)
-            log = trainer.log_of(checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            log = [row for row in trainer.state.log_history if "loss" in row]
-            trainer.save_state()
-        trainer.accelerator.free_memory()
-        del trainer
-        gc.collect()
-        return log
+        return carry_out(trainer, checkpoint, finished=finished)
 
     # -- the result
 
@@ -359,9 +323,7 @@ class _Work:
         """Write the healed model, which loads by `hf_longctx.from_pretrained` without the original."""
         self.model.config.longctx["healed"] = True
         if self.main:
-            check_disk(
-                self.run.folder, sum(p.numel() * p.element_size() for p in self.model.parameters()), "the healed model"
-            )
+            check_disk(self.run.folder, bytes_of(self.model.parameters()), "the healed model")
             self.model.save_pretrained(self.run.folder)
             self.tokenizer.save_pretrained(self.run.folder)
         self.processes.wait_for_everyone()

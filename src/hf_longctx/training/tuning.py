@@ -101,11 +101,6 @@ def _attention(model: Any) -> list[tuple[str, Any]]:
     return [(path, module) for path, module in model.named_modules() if id(module) in wanted]
 
 
-def trainable_bytes(model: Any) -> int:
-    """Bytes of the parameters that are trained."""
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-
-
 def to_float32(model: Any) -> None:
     """Hold what is trained in float32, since small updates vanish in bfloat16; the rest stays as it is."""
     for parameter in model.parameters():

@@ -1,0 +1,253 @@
+"""One run of `extend`: the model, its data, and the folder that remembers how far it is."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hf_longctx.hf.adapters import save_adapter
+from hf_longctx.hf.patching import is_patched, patch, unpatch
+from hf_longctx.hf.saving import settle_rope
+
+from .card import write_card
+from .checkpoints import bytes_of, check_disk
+from .corpus import Corpus
+from .dataset import PackedDataset, held_out_ids
+from .recipes import Recipe, Stage
+from .run_folder import RunFolder
+from .stages import accumulation, carry_out, go_through
+from .tuning import make_trainable, to_float32
+
+logger = logging.getLogger(__name__)
+
+#: Tokens of training text that the model's own loss is taken from.
+_REFERENCE_TOKENS = 4096
+
+
+class ExtensionRun:
+    """One run: the model, its data, and the folder that remembers how far it is."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        model: Any,
+        tokenizer: Any,
+        corpus: Corpus,
+        recipe: Recipe,
+        tuned: str,
+        trained: int,
+        processes: Any,
+    ) -> None:
+        self.run, self.model, self.tokenizer, self.corpus = run, model, tokenizer, corpus
+        self.recipe, self.tuned, self.trained, self.processes = recipe, tuned, trained, processes
+        self.seed: int = run.record["settings"]["seed"]
+        self.dtype = model.dtype
+
+    # -- before and after
+
+    def before(self, planned: tuple[Stage, ...], *, measure: bool, needle: tuple[int, ...]) -> None:
+        """Measure the model as it is and scaled without training, once."""
+        if "reference_loss" not in self.run.record:
+            self.run.save(reference_loss=self._reference_loss())
+        final = planned[-1]
+        if measure and "perplexity" not in self.run.record:
+            found = {"stock": self._perplexity(final.window)}
+            patch(self.model, rope=final.rope)
+            try:
+                found["untrained"] = self._perplexity(final.window)
+            finally:
+                unpatch(self.model)
+            self.run.save(perplexity=found)
+        if needle and self.processes.is_main_process and "untrained" not in self.run.record.get("needle", {}):
+            self._needle("untrained", needle, [f"untrained: rope={final.rope}"])
+
+    def after(self, final: Stage, *, measure: bool, needle: tuple[int, ...]) -> None:
+        """Measure the model that was saved, and write its card."""
+        record = self.run.record
+        if measure:
+            self.run.save(perplexity=record["perplexity"] | {"trained": self._perplexity(final.window)})
+        if needle and self.processes.is_main_process:
+            self._needle("trained", needle, [])
+        if self.processes.is_main_process:
+            (self.run.folder / "README.md").write_text(write_card(record), encoding="utf-8")
+        self.processes.wait_for_everyone()
+        self.run.save(finished=True)
+        if self.processes.is_main_process:
+            for checkpoint in self.run.folder.glob("stages/*/checkpoint-*"):
+                shutil.rmtree(checkpoint)
+
+    def _perplexity(self, window: int) -> list[dict[str, Any]]:
+        from .held_out import by_position, position_bins
+
+        ids = held_out_ids(self.corpus, self.tokenizer, window)
+        return by_position(self.model, ids, position_bins(self.trained, window))
+
+    def _needle(self, name: str, lengths: tuple[int, ...], variants: list[str]) -> None:
+        from hf_longctx.measure.needle import run_needle
+
+        folder = f"needle-{name}"
+        run_needle(
+            self.model,
+            self.tokenizer,
+            variants=variants,
+            lengths=lengths,
+            seed=self.seed,
+            out=self.run.folder / folder,
+        )
+        self.run.save(needle=self.run.record.get("needle", {}) | {name: folder})
+
+    def _reference_loss(self) -> float:
+        """The model's own loss on training text within its window."""
+        import torch
+
+        from .held_out import token_losses
+
+        length = min(self.trained, _REFERENCE_TOKENS)
+        short = PackedDataset(self.corpus, self.tokenizer, length, seed=self.seed)
+        rows = itertools.islice(short, _REFERENCE_TOKENS // length)
+        losses = [token_losses(self.model, row["input_ids"].tolist()) for row in rows]
+        loss = float(torch.cat(losses).mean())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the model's own loss on text within its window is {loss}: its weights are damaged, or dtype "
+                f"{self.dtype} cannot hold its numbers; load it with dtype float32"
+            )
+        return loss
+
+    # -- training
+
+    def prepare(self, first: Stage, attention: str | None, pose: bool, *, tile: bool) -> Any:
+        """Patch the model, prove that it took, and choose what is trained."""
+        from .tiled_loss import tile_loss
+
+        self._patch(first, attention, pose)
+        if tile:
+            tile_loss(self.model)
+        adapted = make_trainable(
+            self.model, self.tuned, rank=self.recipe.rank, alpha=self.recipe.alpha, seed=self.seed
+        )
+        if self._autocast():
+            to_float32(adapted)
+        return adapted
+
+    def _autocast(self) -> bool:
+        import torch
+
+        on_cuda = self.model.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.dtype == torch.bfloat16 or on_cuda
+
+    def _patch(self, stage: Stage, attention: str | None, pose: bool) -> None:
+        from .guards import check_changed, rope_state
+
+        if is_patched(self.model):
+            unpatch(self.model)
+        before = rope_state(self.model)
+        try:
+            patch(self.model, rope=stage.rope, attention=attention or "full")
+        except ValueError as error:
+            if attention is not None or pose:
+                raise
+            logger.info("%s: trained with the model's own attention", error)
+            patch(self.model, rope=stage.rope)
+        check_changed(self.model, before, stage.rope)
+
+    def train(
+        self, adapted: Any, planned: tuple[Stage, ...], *, attention: str | None, pose: bool, **how: Any
+    ) -> None:
+        """Train every stage that is not finished, from the last whole checkpoint."""
+        checkpoint_bytes = 3 * bytes_of(p for p in adapted.parameters() if p.requires_grad) + (1 << 20)
+        if self.tuned == "full":
+            checkpoint_bytes += bytes_of(p for p in adapted.parameters() if not p.requires_grad)
+
+        def train(index: int, stage: Stage, checkpoint: Path | None, finished: bool) -> list[dict[str, Any]]:
+            if index > 0:
+                self._patch(stage, attention, pose)
+            return self._stage(
+                adapted, index, stage, len(planned), checkpoint, finished=finished, pose=pose,
+                checkpoint_bytes=checkpoint_bytes, **how,
+            )  # fmt: skip
+
+        go_through(
+            self.run, planned, train, model=self.model, checkpoint_bytes=checkpoint_bytes, processes=self.processes
+        )
+
+    def _stage(
+        self,
+        adapted: Any,
+        index: int,
+        stage: Stage,
+        stages: int,
+        checkpoint: Path | None,
+        *,
+        finished: bool,
+        pose: bool,
+        checkpoint_bytes: int,
+        micro_batch: int,
+        checkpointing: bool,
+        max_first_loss: float | None,
+        save_every: int | None,
+        report_to: str,
+        progress: bool,
+    ) -> list[dict[str, Any]]:
+        """Train one stage, or load what it came to; the log of its steps."""
+        from .guards import Guards, first_loss_limit
+        from .trainer import make_trainer
+
+        reference = self.run.record["reference_loss"]
+        limit = max_first_loss or first_loss_limit(reference, self.model.config.get_text_config().vocab_size)
+        guards = Guards(
+            first_limit=limit, reference=reference, clip=self.recipe.clip, checkpoint_bytes=checkpoint_bytes,
+            rope=stage.rope,
+        )  # fmt: skip
+        trainer = make_trainer(
+            adapted,
+            PackedDataset(
+                self.corpus,
+                self.tokenizer,
+                stage.length,
+                window=stage.window if pose else None,
+                seed=self.seed + index,
+            ),
+            self.recipe,
+            stage,
+            out=self.run.stage(index),
+            guards=guards,
+            micro_batch=micro_batch,
+            accumulation=accumulation(stage.batch, micro_batch, self.processes.num_processes),
+            checkpointing=checkpointing,
+            autocast=self._autocast(),
+            on_cpu=self.model.device.type == "cpu",
+            save_every=save_every,
+            report_to=report_to,
+            progress=f"stage {index + 1} of {stages}, " if progress and stages > 1 else "" if progress else None,
+            seed=self.seed,
+        )
+        return carry_out(trainer, checkpoint, finished=finished)
+
+    # -- the result
+
+    def save(self, adapted: Any, final: Stage, *, merge: bool) -> None:
+        """Write what was trained: a model that loads anywhere, or an adapter that carries its RoPE."""
+        from .tiled_loss import untile_loss
+
+        folder, writes = self.run.folder, self.processes.is_main_process
+        untile_loss(self.model)
+        self.model.eval()
+        lora = self.tuned != "full"
+        if lora and writes:
+            save_adapter(adapted, folder / "adapter" if merge else folder, window=final.window)
+        if lora:
+            adapted.merge_and_unload()
+            self.model.to(self.dtype)
+        settle_rope(self.model, window=final.window)
+        if writes and (merge or not lora):
+            check_disk(folder, bytes_of(self.model.parameters()), "the extended model")
+            self.model.save_pretrained(folder)
+        if writes:
+            self.tokenizer.model_max_length = final.window
+            self.tokenizer.save_pretrained(folder)
+        self.processes.wait_for_everyone()
