@@ -53,7 +53,7 @@ class Recipe:
         factor: the window over the trained length, where the recipe is for one only.
         learning_rate: the highest.
         schedule: transformers' name of the learning rate's course.
-        warmup: steps at the beginning.
+        warmup: steps at the beginning, at most a tenth of all.
         betas: of AdamW.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.

@@ -73,7 +73,7 @@ def make_trainer(
         gradient_accumulation_steps=accumulation,
         learning_rate=stage.learning_rate,
         lr_scheduler_type=recipe.schedule,
-        warmup_steps=min(recipe.warmup, stage.steps - 1),
+        warmup_steps=min(recipe.warmup, stage.steps // 10),  # recipes are written for hundreds of steps
         optim="adamw_torch",
         adam_beta1=recipe.betas[0],
         adam_beta2=recipe.betas[1],
