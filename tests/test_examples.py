@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+from hf_longctx.patterns import REGISTRY
 from tiny_model import make_byte_tokenizer, make_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -34,12 +35,21 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def registry():
+    """A pattern that an example defines is gone after it."""
+    known = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(known)
+
+
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_example(name, tiny, tmp_path):
+def test_example(name, tiny, tmp_path, monkeypatch, capsys):
     if "trl" in name:
         pytest.importorskip("trl", reason="needs the package trl")
     arguments = [argument.format(out=tmp_path / "out") for argument in ARGUMENTS[name]]
-    command = [sys.executable, str(ROOT / "examples" / name), str(tiny), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    monkeypatch.setattr(sys, "argv", [name, str(tiny), *arguments])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert capsys.readouterr().out.strip()

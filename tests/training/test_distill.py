@@ -88,6 +88,7 @@ def test_a_healed_model_is_better_and_its_teacher_untouched(tmp_path, byte_token
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, lively_folder):
     """SIGKILL in the second stage; mixers, optimizer, schedule and data order must all come back."""
     given = SMALL | {"stages": "align:3:1e-2,match:12:1e-2,text:2", "device": "cpu", "save_every": 2, "held_out": 128}

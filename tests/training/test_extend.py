@@ -110,6 +110,7 @@ RESUMED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, tiny_folder):
     """SIGKILL in the second stage; weights, optimizer, schedule, skips and data order must all come back."""
     whole = extend(str(tiny_folder), out=tmp_path / "whole", progress=False, **RESUMED)
