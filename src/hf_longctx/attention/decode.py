@@ -68,7 +68,11 @@ def spans_of(pattern: Pattern, q: Tensor, *, layer: int = 0) -> list[tuple[int, 
     rows = pattern.rows(q, layer=layer)
     if rows is None or rows.steps:
         return None
-    pairs = sorted((a, b) for start, stop in rows.disjoint() for a, b in zip(start.tolist(), stop.tolist()) if a < b)
+    # Plain numbers: for so few rows the calls of torch would take longer than what they compute.
+    ends = (q + 1).tolist()
+    runs = ((start.expand_as(q).tolist(), stop.expand_as(q).tolist()) for start, stop in rows.spans)
+    cut = ((max(a, 0), min(b, end)) for start, stop in runs for a, b, end in zip(start, stop, ends))
+    pairs = sorted((a, b) for a, b in cut if a < b)
     merged: list[tuple[int, int]] = []
     for a, b in pairs:
         if merged and a <= merged[-1][1]:
