@@ -119,7 +119,8 @@ def ruler_model(
             _write_relay(layer.self_attn)
         if linear:
             _write_linear_retrieval(layers[-1].self_attn)
-            model.get_output_embeddings().weight[tokenizer.eos_token_id, _CONSTANT] = _MATCH * FAINT / _ONE
+            silence = model.get_output_embeddings().weight[tokenizer.eos_token_id].zero_()
+            silence[_CONSTANT] = _MATCH * FAINT / _ONE
         else:
             _write_retrieval(layers[-1].self_attn, relayed=relays > 0)
         # RMSNorm multiplies by about sqrt(width) / _ONE, and attention divides by the root of the head's size.
