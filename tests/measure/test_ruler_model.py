@@ -118,7 +118,7 @@ def test_stacked_windows_reach_further(relays, words, probes):
 
 
 def facts_apart(words, distance, *, nearer=()):
-    """A prompt that asks for the number of Rome, which it told `distance` tokens before its end, then other numbers."""
+    """A prompt that asks for the number of Rome, told `distance` tokens before its end, and others since."""
 
     def ids(text):
         return words(text, add_special_tokens=False)["input_ids"]
@@ -187,7 +187,7 @@ def test_the_harness_measures_about_what_is_remembered(name, words):
 
 
 def test_the_harness_tells_memories_apart(linear, words):
-    """The same prompts for all: stock and the longest memory there is recall each, a short one the near facts alone."""
+    """The same prompts for all: stock and the longest memory recall each, a short one the near facts alone."""
     summary = run_tasks(
         linear,
         words,

@@ -244,9 +244,7 @@ def _device(settings: Mapping[str, Any]) -> str:
     return str(settings["device"] or ("cuda" if hardware()["cuda"] else "cpu")).partition(":")[0]
 
 
-def _modelled(
-    subject: _Subject, length: int, settings: Mapping[str, Any], sizes: Architecture, config: Any
-) -> Cost:
+def _modelled(subject: _Subject, length: int, settings: Mapping[str, Any], sizes: Architecture, config: Any) -> Cost:
     """What the cost model says of a row, whether or not it can be measured."""
     import torch
 

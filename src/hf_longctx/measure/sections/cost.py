@@ -58,13 +58,13 @@ def modelled_peak(row: Row) -> float | None:
     return None if base is None or working is None else base + working
 
 
-def ended(row: Row, say: Callable[[float | None], str] = size) -> str:
+def ended(row: Row, say: Callable[[int], str] = size) -> str:
     """How a row without figures ended, and the memory that the cost model says it takes: weights and the prompt's.
 
     >>> ended({"outcome": "oom", "modelled_peak_bytes": 5 << 30}), ended({"outcome": "error"})
     ('out of memory; model says 5 GiB', 'failed')
     """
-    said, peak = OUTCOMES.get(row["outcome"], row["outcome"]), row.get("modelled_peak_bytes")
+    said, peak = str(OUTCOMES.get(row["outcome"], row["outcome"])), row.get("modelled_peak_bytes")
     return said if peak is None else f"{said}; model says {say(peak)}"
 
 
