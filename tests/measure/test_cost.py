@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 import hf_longctx as lc
 from families import FAMILIES, build
@@ -174,6 +176,9 @@ def test_rows_say_speed_memory_and_cache(tmp_path, scripted):
     assert [json.loads(line) for line in (tmp_path / "run" / "cost.jsonl").read_text().splitlines()] == rows
     assert document["variants"]["window"]["definition"] == {"attention": "window:20+global:2"}
     assert table(rows).row_count == 6
+    narrow = Console(width=80, file=io.StringIO())
+    narrow.print(table([row | {"variant": "as-loaded"} for row in rows]))
+    assert decimal(last["cache_bytes"]) in narrow.file.getvalue()
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, scripted):

@@ -161,7 +161,8 @@ def table(rows: list[dict[str, Any]]) -> Any:
     for heading in ("tokens", "variant"):
         laid.add_column(heading, style="bold", no_wrap=True)
     for heading in ("first\ntoken s", "prefill\ntok/s", "decode\ntok/s", "peak", "working", "model", "cache"):
-        laid.add_column(heading, justify="right", no_wrap=heading != "cache")
+        # Where room is short the spread of a time goes below it, and no column goes.
+        laid.add_column(heading, justify="right", no_wrap=heading in ("peak", "working", "model"))
     for row in rows:
         head = (length_label(row["length"]), row["variant"])
         if row["outcome"] != "ok":
