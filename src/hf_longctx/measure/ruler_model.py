@@ -16,9 +16,9 @@ neighbours, and nothing is recalled.
 
 With `linear` the last layer is written to be read without a softmax, as Mamba-2 reads it after `patch(model,
 mamba="-1,memory=M")`. What a state recalls is a sum over all that it has seen, so nothing but the match may count:
-words have orthogonal codes, the key is the word two tokens before, and numbers alone are values. What is left of a fact
-d tokens back is then (1 - a) a^d with a = exp(-1 / M) (`hf_longctx.mamba.convert`), and the model falls silent where
-that is less than `FAINT`: a memory that follows from the decay, `forgotten_after`.
+words have orthogonal codes, the key is the word two tokens before, and numbers alone are values. What is left of a
+fact d tokens back is then (1 - a) a^d with a = exp(-1 / M) (`hf_longctx.mamba.convert`), and the model falls silent
+where that is less than `FAINT`: a memory that follows from the decay, `forgotten_after`.
 """
 
 from __future__ import annotations
