@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
+import hf_longctx as lc
 from families import FAMILIES, build
 from hf_longctx.cli.cost import table
+from hf_longctx.cli.wall import size as decimal
 from hf_longctx.hf.architecture import architecture
 from hf_longctx.hf.loading import DEMO, load_config, resolve
 from hf_longctx.measure import cost as module
 from hf_longctx.measure.cost import run_cost
 from hf_longctx.measure.cost_child import Task, measure
-from hf_longctx.measure.cost_model import STANDARD, cost
+from hf_longctx.measure.cost_model import STANDARD, Method, cost
 from hf_longctx.measure.memory import Meter, _status, is_out_of_memory, limited, returning
+from hf_longctx.measure.sections.cost import OUTCOMES
+from hf_longctx.measure.sections.words import size as binary
+from hf_longctx.measure.variants import Variant
+from hf_longctx.patterns import parse
+from page_reader import read as read_page
 
 WINDOW = "window: attention=window:20+global:2"
 
@@ -23,6 +32,11 @@ WINDOW = "window: attention=window:20+global:2"
 def saved(tmp_path, family="llama", **changes):
     build(family, **changes).save_pretrained(tmp_path / family)
     return str(tmp_path / family)
+
+
+def saved_patched(tmp_path, **plan):
+    lc.patch(build("llama"), **plan).save_pretrained(tmp_path / "patched")
+    return str(tmp_path / "patched")
 
 
 def task(model, **changes):
@@ -162,6 +176,9 @@ def test_rows_say_speed_memory_and_cache(tmp_path, scripted):
     assert [json.loads(line) for line in (tmp_path / "run" / "cost.jsonl").read_text().splitlines()] == rows
     assert document["variants"]["window"]["definition"] == {"attention": "window:20+global:2"}
     assert table(rows).row_count == 6
+    narrow = Console(width=80, file=io.StringIO())
+    narrow.print(table([row | {"variant": "as-loaded"} for row in rows]))
+    assert {"cache", *decimal(last["cache_bytes"]).split()} <= set(narrow.file.getvalue().split())
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, scripted):
@@ -200,6 +217,84 @@ def test_out_of_memory_time_out_and_errors_are_rows(tmp_path, scripted):
     asked.clear()
     run_cost(saved(tmp_path), variants=[WINDOW], lengths=[20, 30, 40], out=tmp_path / "run")
     assert asked == [("window:20+global:2", n) for n in (20, 30, 40)]
+
+
+@pytest.mark.parametrize(
+    "plan", [{"attention": "window:8"}, {"rope": "yarn:2"}, {"attention": "block:8,1", "rope": "dynamic:1"}]
+)
+def test_a_folder_saved_patched_runs_as_loaded_beside_variants(plan, tmp_path, scripted):
+    """Its rows are those of the same patch on the stock model, and stock is really stock."""
+    scripted(fine)
+    settings = {"lengths": [40], "steps": 4, "repeats": 1}
+    found = run_cost(saved_patched(tmp_path, **plan), variants=[WINDOW], **settings)
+    same = Variant("same", **plan)
+    beside = run_cost(saved(tmp_path), variants=[WINDOW, same], **settings)
+    assert list(found["variants"]) == ["standard", "stock", "as-loaded", "window"]
+    assert found["variants"]["as-loaded"]["definition"].items() >= plan.items()
+    rows, others = ({row["variant"]: row for row in run["rows"]} for run in (found, beside))
+    figures = ("cache_bytes", "described_cache_bytes", "implementation", "backends", "modelled_working_bytes")
+    for name, other in (("standard", "standard"), ("stock", "stock"), ("as-loaded", "same"), ("window", "window")):
+        assert rows[name]["cache_bytes"] == rows[name]["described_cache_bytes"]
+        assert [rows[name][key] for key in figures] == [others[other][key] for key in figures]
+
+
+@pytest.mark.parametrize("more", [{}, {"attention": "window:8+global:2", "rope": "yarn:2"}])
+def test_saved_mamba_layers_are_measured_alone(more, tmp_path, scripted):
+    scripted(fine)
+    model = saved_patched(tmp_path, mamba="1", **more)
+    found = run_cost(model, lengths=[40], steps=4, stock=False, standard=False)
+    (row,) = found["rows"]
+    assert row["variant"] == "as-loaded"
+    assert [layer["kind"] for layer in found["variants"]["as-loaded"]["plan"]["layers"]].count("linear_attention") == 1
+    attention = None if not more else parse(more["attention"])
+    method = Method("same", attention=attention, patched=bool(more), mamba="1")
+    by_formula = cost(architecture(build("llama").config), method, 44, itemsize=4, device="cpu").cache_bytes
+    assert row["cache_bytes"] == row["described_cache_bytes"] == by_formula
+    for settings in ({"standard": False}, {"stock": False}, {"variants": [WINDOW], "stock": False, "standard": False}):
+        with pytest.raises(ValueError, match=r"no stock model behind it.*--no-standard in cost"):
+            run_cost(model, lengths=[40], **settings)
+
+
+def test_the_command_line_measures_saved_mamba_layers(tmp_path, scripted, run):
+    scripted(fine)
+    model = saved_patched(tmp_path, mamba="1")
+    code, out, _ = run("cost", model, "--lengths", "40", "--no-stock", "--no-standard", "--json")
+    assert (code, [row["variant"] for row in json.loads(out)["rows"]]) == (0, ["as-loaded"])
+    code, _, err = run("cost", saved(tmp_path), "--lengths", "40", "--no-stock", "--no-standard")
+    assert code == 2
+    assert "there is nothing to run" in err
+
+
+def test_what_cannot_be_measured_has_the_modelled_figure(tmp_path, scripted, run):
+    """Out of memory or time, or not tried after that: the formula's bytes, in rows, lines and the page."""
+
+    def answers(what):
+        if what.implementation == "eager":
+            return {"outcome": "oom" if what.length == 20 else "error", "reason": "no room"}
+        return {"outcome": "timeout", "reason": "not done"} if what.definition else fine(what)
+
+    scripted(answers)
+    model, out = saved(tmp_path), tmp_path / "run"
+    options = ("--variant", WINDOW, "--lengths", "20,40", "--dtype", "bfloat16", "--device", "cpu", "--out", str(out))
+    code, said, err = run("cost", model, *options)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (out / "cost.jsonl").read_text().splitlines()]
+    sizes = architecture(load_config(model))
+    window = Method("window", attention=parse("window:20+global:2"), patched=True)
+    page = read_page(out).words
+    for row in rows:
+        if row["variant"] == "stock":
+            continue
+        method = STANDARD if row["variant"] == "standard" else window
+        modelled = cost(sizes, method, row["length"], itemsize=2, device="cpu")
+        assert row["outcome"] == {20: "oom" if method is STANDARD else "timeout", 40: "skipped"}[row["length"]]
+        assert row["modelled_working_bytes"] == modelled.working_bytes
+        assert row["modelled_peak_bytes"] == modelled.peak_bytes
+        words = f"{OUTCOMES[row['outcome']]}; model says"
+        line = f"{row['variant']} at {row['length']}: {words} {decimal(modelled.peak_bytes)}"
+        assert line in said
+        assert f"{words} {binary(modelled.peak_bytes)}" in page
+        assert f"{words} {decimal(modelled.peak_bytes)}" in err
 
 
 def test_a_process_of_its_own(tmp_path):

@@ -106,6 +106,14 @@ def test_the_bootstrap_draws_seeds_not_samples():
     assert (estimate, low, high) == (math.inf, math.inf, math.inf)  # drawn one by one, some length would fall short
 
 
+def test_a_summary_without_the_shortest_length_knows_one_rule():
+    """Too short for the task: nothing is said against the own score, and the rest stands."""
+    found = summarise({1024: [None], 2048: GOOD, 4096: BAD}, Climb(LADDER), 8192)
+    assert found["own"]["curve"] == {"length": 0.0, "low": 0.0, "high": None}
+    assert found["own"]["length"] is None
+    assert 2048 < found["absolute"]["curve"]["length"] < 4096
+
+
 def test_a_summary_says_it_all():
     found = summarise({1024: GOOD, 2048: GOOD, 4096: BAD}, Climb((1024, 2048, 4096), bisections=0), 4096)
     absolute = found["absolute"]

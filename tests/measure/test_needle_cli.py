@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import hf_longctx as lc
 from hf_longctx.cli.needle import needle, parse_lengths
 from hf_longctx.hf import loading
 
@@ -15,10 +16,15 @@ ARGUMENTS = ["tiny", "--variant", "linear2: rope=linear:2", "--lengths", "200,40
 
 
 @pytest.fixture
-def call(model, tokenizer, monkeypatch):
+def app(model, tokenizer, monkeypatch):
     monkeypatch.setattr(loading, "load_model", lambda name, dtype=None, device=None: (model, tokenizer))
-    app = typer.Typer()
-    app.command()(needle)
+    made = typer.Typer()
+    made.command()(needle)
+    return made
+
+
+@pytest.fixture
+def call(app):
     return lambda *arguments: CliRunner().invoke(app, [*ARGUMENTS, *arguments], catch_exceptions=True)
 
 
@@ -42,6 +48,16 @@ def test_json_is_one_document_and_no_stock_leaves_stock_out(call):
     assert list(summary["variants"]) == ["linear2"]
     assert summary["model"] == "tiny"
     assert summary["settings"]["lengths"] == [200, 400]
+
+
+def test_a_model_saved_with_mamba_layers_runs_alone(app, model, tokenizer, tmp_path, monkeypatch):
+    with lc.patched(model, mamba="1"):
+        model.save_pretrained(tmp_path)
+    hybrid = lc.from_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "load_model", lambda name, dtype=None, device=None: (hybrid, tokenizer))
+    words = ["tiny", "--lengths", "200", "--depths", "1", "--no-damage", "--json"]
+    assert list(json.loads(CliRunner().invoke(app, [*words, "--no-stock"]).stdout)["variants"]) == ["as-loaded"]
+    assert "leave stock out (--no-stock" in str(CliRunner().invoke(app, words).exception)
 
 
 def test_ctrl_c_keeps_what_was_found(call, tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from hf_longctx import patched
+from hf_longctx.hf.mixers import mixers
+from hf_longctx.mamba.mamba2 import LONGEST
 from hf_longctx.measure.climb import run_effective
-from hf_longctx.measure.evaluate import run_tasks
-from hf_longctx.measure.ruler_model import ruler_model
+from hf_longctx.measure.evaluate import prompt_seed, run_tasks
+from hf_longctx.measure.ruler_model import forgotten_after, ruler_model
 from hf_longctx.measure.tasks import find
 from hf_longctx.measure.word_tokenizer import WordTokenizer
 from hf_longctx.patterns import gallery, names, parse
@@ -35,6 +37,11 @@ def words():
 @pytest.fixture(scope="module")
 def ruler(words):
     return ruler_model(words)
+
+
+@pytest.fixture(scope="module")
+def linear(words):
+    return ruler_model(words, linear=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +117,58 @@ def test_stacked_windows_reach_further(relays, words, probes):
             assert recalls(model, prompt, words) == (distance <= (relays + 1) * (window - 1))
 
 
-def test_the_harness_measures_about_the_window(words):
+def facts_apart(words, distance, *, nearer=()):
+    """A prompt that asks for the number of Rome, told `distance` tokens before its end, and others since."""
+
+    def ids(text):
+        return words(text, add_special_tokens=False)["input_ids"]
+
+    after = [token for text in nearer for token in ids(text)] + ids(" The key of Rome is")
+    idle = (ids(" Nothing else happens") * distance)[: distance - len(after)]
+    prompt = [0, *ids("The key of Rome is 41"), *idle, *after]
+    assert len(prompt) - 1 - prompt.index(*ids(" 41")) == distance
+    return prompt
+
+
+def says(model, words, prompt):
+    return words.decode([int(model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1].argmax())])
+
+
+@pytest.mark.parametrize("memory", [3, 8, 20])
+def test_a_state_forgets_where_its_decay_says(memory, linear, words, probes):
+    """The last token recalled is the one of the formula, whatever newer facts the state has taken in."""
+    edge = math.floor(forgotten_after(memory))
+    with patched(linear, mamba=f"-1,memory={memory}"):
+        for distance, said in ((edge, " 41"), (edge + 1, "")):
+            for nearer in ((), (" The key of Oslo is 87.", " The gate of Kyiv is 63.")):
+                assert says(linear, words, facts_apart(words, distance, nearer=nearer)) == said
+        found = [recalls(linear, prompt, words) for prompt, _ in probes]
+    assert found == [len(prompt.ids) - 1 - at <= edge for prompt, at in probes]
+    assert len(set(found)) == 2
+
+
+def test_a_state_that_does_not_decay_never_forgets(linear, words):
+    """Rate 0 and scale 1 are written into the layer: a sum over all that was read, without a mean."""
+    with patched(linear, mamba="-1", attention="0=window:8"), torch.no_grad():
+        (mixer,) = mixers(linear).values()
+        mixer.A_log.fill_(-math.inf)
+        mixer.scale.fill_(mixer.form.scale)
+        for distance in (300, 1000, 4000):
+            assert says(linear, words, facts_apart(words, distance, nearer=(" The key of Oslo is 87.",))) == " 41"
+
+
+HARNESS = {  # what makes a ruler forget, and from which distance on it does
+    "window": ({}, "attention=-1=window:128", 128),
+    "state": ({"linear": True}, "mamba=-1,memory=6", forgotten_after(6)),
+}
+
+
+@pytest.mark.parametrize("name", HARNESS)
+def test_the_harness_measures_about_what_is_remembered(name, words):
     """Depths are drawn evenly, so the score at length n is about W / n, and crosses 85.6% at about W / 0.856."""
-    window = 128
+    made, variant, remembered = HARNESS[name]
     found = run_effective(
-        ruler_model(words),
+        ruler_model(words, **made),
         words,
         tasks=["passkey"],
         lengths=[100, 128, 256],
@@ -122,14 +176,31 @@ def test_the_harness_measures_about_the_window(words):
         bisections=1,
         confidence=0.8,
         stock=False,
-        variants=[f"window: attention=-1=window:{window}"],
-    )["variants"]["window"]
+        variants=[f"{name}: {variant}"],
+    )["variants"][name]
     for rule, line in (("absolute", 0.856), ("own", 0.85)):
         cut = found["effective"][rule]
-        assert cut["low"] <= window / line < cut["high"]
+        assert cut["low"] <= remembered / line < cut["high"]
         assert cut["low"] == 128
-        assert 0.8 * window < cut["curve"]["length"] < 1.5 * window
+        assert 0.8 * remembered < cut["curve"]["length"] < 1.5 * remembered
     assert found["control"]["hits"] == 0
+
+
+def test_the_harness_tells_memories_apart(linear, words):
+    """The same prompts for all: stock and the longest memory recall each, a short one the near facts alone."""
+    summary = run_tasks(
+        linear,
+        words,
+        tasks=["passkey"],
+        lengths=[400],
+        trials=10,
+        variants=["short: mamba=-1,memory=8", f"long: mamba=-1,memory={LONGEST}"],
+    )
+    hits = {name: found["cells"][0]["hits"] for name, found in summary["variants"].items()}
+    prompts = [find("passkey")(words, 400, prompt_seed(0, trial)) for trial in range(10)]
+    near = [len(prompt.ids) - 1 - _value_at(prompt, words) < forgotten_after(8) for prompt in prompts]
+    assert hits == {"stock": 10, "short": sum(near), "long": 10}
+    assert 0 < sum(near) < 10
 
 
 def test_the_harness_says_so_where_positions_are_broken(ruler, words):
@@ -156,3 +227,5 @@ def test_positions_never_look_alike():
 def test_relays_are_counted():
     with pytest.raises(ValueError, match="relays=-1"):
         ruler_model(WordTokenizer(64), relays=-1)
+    with pytest.raises(ValueError, match="relays=1 with linear=True"):
+        ruler_model(WordTokenizer(64), relays=1, linear=True)

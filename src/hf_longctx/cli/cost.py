@@ -66,7 +66,8 @@ def cost(
     from hf_longctx.rope.text import read_length
 
     tokens = parse_lengths(lengths)
-    asked = as_variants(asked_variants(variant, attention, rope, mamba), stock=not (no_stock and no_standard))
+    # Whether anything is left to run without stock, the model tells: one saved patched runs too.
+    asked = as_variants(asked_variants(variant, attention, rope, mamba), stock=True)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype!r} does not exist: choose one of {', '.join(DTYPES)}")
     for flag, number in (("--repeats", repeats), ("--steps", steps)):
@@ -112,16 +113,30 @@ def _measured(lengths: list[int], model: str, **options: Any) -> dict[str, Any]:
 def _show(document: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
+    from hf_longctx.cli.wall import size
+    from hf_longctx.measure.heatmap import length_label
+    from hf_longctx.measure.sections.cost import ended
+
     console = Console()
     console.print(table(document["rows"]))
+    lines = [
+        f"{row['variant']} at {length_label(row['length'])}: {ended(row, size)}"
+        for row in document["rows"]
+        if row["outcome"] != "ok"
+    ]
     if out is not None:
-        for line in (f"rows: {out / 'cost.jsonl'}", *page_of(out)):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        lines += [f"rows: {out / 'cost.jsonl'}", *page_of(out)]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _line(row: dict[str, Any]) -> None:
     """A line on stderr as soon as a row is there."""
-    said = row["outcome"] if row["outcome"] != "ok" else f"{row['ttft_seconds']['median']:.2f} s to the first token"
+    from hf_longctx.cli.wall import size
+    from hf_longctx.measure.sections.cost import ended
+
+    done = row["outcome"] == "ok"
+    said = f"{row['ttft_seconds']['median']:.2f} s to the first token" if done else ended(row, size)
     reason = f" ({row['reason']})" if row["reason"] else ""
     typer.echo(f"{row['variant']:<12} {row['length']:>9,} tokens  {said}{reason}, {row['seconds']:.0f} s", err=True)
 
@@ -146,11 +161,13 @@ def table(rows: list[dict[str, Any]]) -> Any:
     for heading in ("tokens", "variant"):
         laid.add_column(heading, style="bold", no_wrap=True)
     for heading in ("first\ntoken s", "prefill\ntok/s", "decode\ntok/s", "peak", "working", "model", "cache"):
-        laid.add_column(heading, justify="right", no_wrap=heading != "cache")
+        # Where room is short the spread of a time goes below it, and no column goes.
+        laid.add_column(heading, justify="right", no_wrap=heading in ("peak", "working", "model"))
     for row in rows:
         head = (length_label(row["length"]), row["variant"])
         if row["outcome"] != "ok":
-            laid.add_row(*head, row["outcome"])
+            by_model = row.get("modelled_working_bytes")
+            laid.add_row(*head, row["outcome"], *[""] * 4, "" if by_model is None else size(by_model))
             continue
         timed = ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
         sizes = ("peak_bytes", "working_bytes", "modelled_working_bytes", "cache_bytes")

@@ -84,7 +84,8 @@ def effective(
     trials = (5 if fixed else 48) if trials is None else trials
     ascending = tuple(sorted(set(ladder)))
     Climb(ascending, trials, **{name: value for name, value in search.items() if name != "budget"})
-    chosen = as_variants(variant or [], stock=not no_stock)
+    # Whether anything is left to run without stock, the model tells: one saved patched runs too.
+    chosen = as_variants(variant or [], stock=True)
     return Job(
         model=model,
         run=run_tasks if fixed else run_effective,

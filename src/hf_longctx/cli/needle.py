@@ -85,8 +85,8 @@ def needle(
     ):
         if text not in allowed:
             raise ValueError(f"{flag} {text!r} does not exist: choose one of {', '.join(allowed)}")
-    asked = asked_variants(variant, attention, rope, mamba)
-    chosen = as_variants(asked, stock=not no_stock)
+    # Whether anything is left to run without stock, the model tells: one saved patched runs too.
+    chosen = as_variants(asked_variants(variant, attention, rope, mamba), stock=True)
     hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
     return Job(
         model=model,

@@ -18,14 +18,15 @@ from typing import Any
 
 from hf_longctx.hf.architecture import Architecture, architecture
 from hf_longctx.hf.loading import DTYPES, load_config, skeleton
+from hf_longctx.hf.saving import planned_skeleton, take_plan
 from hf_longctx.patterns import parse
 
 from .cost_child import Task
-from .cost_model import FLASH, STANDARD, Method, cost
+from .cost_model import FLASH, STANDARD, Cost, Method, cost
 from .environment import free_memory, hardware, origin
 from .store import RunStore, row_key
 from .subject import look_at
-from .variants import STOCK, Variant, as_variants
+from .variants import AS_LOADED, STOCK, Variant, as_variants
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ def run_cost(
     out of it is a result. The first run of each is not timed; its memory is measured.
 
     Args:
-        model: hub id, local folder or `demo`; a name, since other processes load it.
+        model: hub id, local folder or `demo`; a name, since other processes load it. A folder that was saved patched
+            runs as the variant `as-loaded`, beside the model without its plan and the variants; one with Mamba layers,
+            behind which there is no such model, runs alone, with `stock` and `standard` left out.
         variants: what to compare, such as `"window: attention=window:1024+global:4"`.
         lengths: tokens of the prompts.
         repeats: timed runs, at least 1.
@@ -85,8 +88,9 @@ def run_cost(
         bytes there are `peak_bytes` (of all runs, weights and libraries included), `working_bytes` (the most that the
         prefill took beside what was there before, None where the system does not tell), `weight_bytes`,
         `reserved_bytes` (CUDA's allocator), `cache_bytes` (counted from the tensors, after the last token),
-        `described_cache_bytes` (what `describe` says), `cache_storage_bytes` (memory behind those tensors), and
-        `modelled_working_bytes` (the cost model's).
+        `described_cache_bytes` (what `describe` says) and `cache_storage_bytes` (memory behind those tensors). Every
+        row but one with an `error` has what the cost model says: `modelled_working_bytes`, and `modelled_peak_bytes`,
+        which are these and the weights, without the libraries.
 
     Raises:
         ValueError: settings that cannot work, before anything has run, or a folder with another run.
@@ -102,9 +106,11 @@ def run_cost(
         raise ValueError(f"lengths is {list(lengths)}: give at least one, each at least 1 token")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
-    subjects = _subjects(variants, stock=stock, standard=standard)
     config = load_config(model)
-    network = skeleton(config)
+    saved = Variant(AS_LOADED, **take_plan(config)) if getattr(config, "longctx", None) else None
+    subjects = _subjects(variants, saved, stock=stock, standard=standard)
+    alone = saved is not None and saved.mamba is not None
+    network = planned_skeleton(load_config(model)) if alone else skeleton(config)
     facts = {subject.name: look_at(network, subject.variant) for subject in subjects}
     settings = {
         "model": model, "dtype": dtype, "device": device, "repeats": repeats, "steps": steps, "chunk": chunk,
@@ -127,7 +133,10 @@ def run_cost(
                 known = store.rows.get(row_key(key))
                 if known is not None and known["outcome"] != "error":
                     continue
-                row = key | _row(subject, length, settings, timeout, sizes, store)
+                row = key | _row(subject, length, settings, timeout, store)
+                if row["outcome"] != "error":
+                    said = _modelled(subject, length, settings, sizes, config)
+                    row |= {"modelled_working_bytes": said.working_bytes, "modelled_peak_bytes": said.peak_bytes}
                 store.add_row(row)
                 if on_row is not None:
                     on_row(row)
@@ -149,7 +158,7 @@ class _Subject:
 
     variant: Variant
     implementation: str | None
-    method: Method | None
+    method: Method
 
     @property
     def name(self) -> str:
@@ -157,9 +166,16 @@ class _Subject:
 
 
 def _subjects(
-    variants: Iterable[str | Variant] | Mapping[str, Mapping[str, str]], *, stock: bool, standard: bool
+    variants: Iterable[str | Variant] | Mapping[str, Mapping[str, str]],
+    saved: Variant | None,
+    *,
+    stock: bool,
+    standard: bool,
 ) -> list[_Subject]:
-    chosen = as_variants(variants, stock=stock or standard)
+    """What runs, in order; `saved` is what the model's folder was patched with."""
+    # Saved Mamba layers are in their places as soon as the model is loaded: nothing is left to be patched.
+    loaded = Variant(AS_LOADED) if saved is not None and saved.mamba is not None else saved
+    chosen = as_variants(variants, stock=stock or standard, loaded=loaded)
     subjects = []
     if standard:
         subjects.append(_Subject(replace(Variant(STOCK), name=EAGER), "eager", STANDARD))
@@ -169,7 +185,8 @@ def _subjects(
                 f"the variant name {EAGER!r} is reserved for the model under standard attention: choose another"
             )
         if variant.name != STOCK or stock:
-            subjects.append(_Subject(variant, None, _method(variant)))
+            method = _method(saved if saved is not None and variant.name == AS_LOADED else variant)
+            subjects.append(_Subject(variant, None, method))
     return subjects
 
 
@@ -187,14 +204,12 @@ def _row(
     length: int,
     settings: Mapping[str, Any],
     timeout: float,
-    sizes: Architecture,
     store: RunStore,
 ) -> dict[str, Any]:
     for row in store.rows.values():
         if row["variant"] == subject.name and row["length"] < length and row["outcome"] in ("oom", "timeout"):
             return {"outcome": "skipped", "reason": f"{row['outcome']} at {row['length']} tokens", "seconds": 0.0}
-    on_cuda = str(settings["device"] or ("cuda" if hardware()["cuda"] else "cpu")).startswith("cuda")
-    memory = settings["memory"] or (None if on_cuda else free_memory("cpu"))
+    memory = settings["memory"] or (free_memory("cpu") if _device(settings) == "cpu" else None)
     task = Task(
         definition=subject.variant.definition(),
         implementation=subject.implementation,
@@ -207,11 +222,6 @@ def _row(
     seconds = round(time.perf_counter() - started, 1)
     if found["outcome"] != "ok":
         return found | {"seconds": seconds}
-    modelled = None
-    if subject.method is not None:
-        device, itemsize = found["device"], found["itemsize"]
-        args = {"itemsize": itemsize, "chunk": settings["chunk"], "device": device, "count": False}
-        modelled = cost(sizes, subject.method, length, **args).working_bytes
     prefill, decode = found["prefill_seconds"], found["decode_seconds"]
     same = (
         "baseline_bytes", "working_bytes", "peak_bytes", "reserved_bytes", "weight_bytes", "cache_bytes",
@@ -225,9 +235,24 @@ def _row(
         "decode_tokens_per_second": spread([task.steps / one for one in decode]),
         **{key: found[key] for key in same},
         "described_cache_bytes": found["described_bytes"],
-        "modelled_working_bytes": modelled,
         "seconds": seconds,
     }
+
+
+def _device(settings: Mapping[str, Any]) -> str:
+    """`cpu` or `cuda`: where the measurements run."""
+    return str(settings["device"] or ("cuda" if hardware()["cuda"] else "cpu")).partition(":")[0]
+
+
+def _modelled(subject: _Subject, length: int, settings: Mapping[str, Any], sizes: Architecture, config: Any) -> Cost:
+    """What the cost model says of a row, whether or not it can be measured."""
+    import torch
+
+    device = _device(settings)
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    dtype = settings["dtype"] or ("float32" if device == "cpu" else stored)
+    args = {"itemsize": getattr(torch, dtype).itemsize, "chunk": settings["chunk"], "device": device, "count": False}
+    return cost(sizes, subject.method, length, **args)
 
 
 def _child(task: Task, timeout: float) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Task:
         model: hub id, local folder or `demo`.
         dtype: or None for the default.
         device: or None for the default.
-        definition: what `patch` is given, in text form; empty leaves the model alone.
+        definition: what `patch` is given, in text form; empty leaves the model alone. What a folder was saved patched
+            with is undone first, but for Mamba layers.
         implementation: transformers' attention function, or None for the one that it chooses.
         length: tokens of the prompt.
         steps: tokens decoded after it.
@@ -73,12 +74,13 @@ def measure(task: Task) -> dict[str, Any]:
     try:
         with limited(device, task.memory):
             model = load_weights(task.model, dtype=task.dtype, device=device)
-            if task.implementation is not None:
-                model.set_attn_implementation(task.implementation)
-            from .subject import patched_as
+            from .subject import as_loaded, patched_as
 
-            with patched_as(model, Variant("measured", **task.definition)):
-                return {"outcome": "ok", "reason": None, **_measured(model, task)}
+            with as_loaded(model):
+                if task.implementation is not None:
+                    model.set_attn_implementation(task.implementation)
+                with patched_as(model, Variant("measured", **task.definition)):
+                    return {"outcome": "ok", "reason": None, **_measured(model, task)}
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -122,7 +124,6 @@ def _measured(model: Any, task: Task) -> dict[str, Any]:
         "cache_storage_bytes": storage,
         "described_bytes": described.cache_bytes(total),
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "itemsize": model.dtype.itemsize,
         "device": model.device.type,
         "threads": torch.get_num_threads(),
         "implementation": described.implementation,

@@ -223,6 +223,8 @@ def curve_length(
     rng = np.random.default_rng(seed)
     samples = [np.arange(seeds), *rng.integers(0, seeds, (draws, seeds))]
     found = [one for sample in samples if (one := _crossing_of(lengths, table[:, sample], climb, rule)) is not None]
+    if not found:  # the shortest length could not be asked, and the rule measures against it
+        return 0.0, 0.0, math.inf
     tail = (1 - climb.confidence) / 2
     # Inverse of the empirical distribution: infinity is a value like any other.
     low, high = np.quantile(found[1:] or found, [tail, 1 - tail], method="inverted_cdf")

@@ -13,6 +13,12 @@ al. 2022, arXiv 2209.11895):
 So if the last layer sees through a window of W tokens, the model recalls what is at most W - 1 tokens back, and with r
 relays of the same window about r + 1 times as far. Where positions are broken the first layer reads the wrong
 neighbours, and nothing is recalled.
+
+With `linear` the last layer is written to be read without a softmax, as Mamba-2 reads it after `patch(model,
+mamba="-1,memory=M")`. What a state recalls is a sum over all that it has seen, so nothing but the match may count:
+words have orthogonal codes, the key is the word two tokens before, and numbers alone are values. What is left of a
+fact d tokens back is then (1 - a) a^d with a = exp(-1 / M) (`hf_longctx.mamba.convert`), and the model falls silent
+where that is less than `FAINT`: a memory that follows from the decay, `forgotten_after`.
 """
 
 from __future__ import annotations
@@ -41,6 +47,8 @@ _SHARP = 60.0
 """Logits by which two positions one apart differ, about."""
 _MATCH = 60.0
 """Logits of a matching token, or of a fact."""
+FAINT = 2.0**-30
+"""With `linear`, the share of a fact below which the end token is likelier: less than the longest `memory` gives."""
 
 # Where in the residual stream things are kept: single dimensions, then the first of `_CODE` dimensions each.
 _CONSTANT, _NUMBER, _RELAYED = 0, 1, 2
@@ -49,12 +57,16 @@ _FACT, _FACT_BEFORE, _FACT_BEFORE_THAT = 384, 448, 512
 _WIDTH = 576
 
 
-def ruler_model(tokenizer: WordTokenizer, *, relays: int = 0, claimed: int = 1 << 20, seed: int = 0) -> Any:
+def ruler_model(
+    tokenizer: WordTokenizer, *, relays: int = 0, linear: bool = False, claimed: int = 1 << 20, seed: int = 0
+) -> Any:
     """Write the weights of a model that recalls exactly what its last layer sees.
 
     Args:
         tokenizer: whose numbers it can tell from words.
         relays: layers that pass facts on, at least 0.
+        linear: whether the last layer is written to become a Mamba-2 layer. It then recalls the number that stands two
+            tokens after a word, among words whose ids differ modulo 64, and has no relays.
         claimed: what its config says of its context, in tokens.
         seed: of the tokens' codes.
 
@@ -63,7 +75,7 @@ def ruler_model(tokenizer: WordTokenizer, *, relays: int = 0, claimed: int = 1 <
         key-value head.
 
     Raises:
-        ValueError: for a negative number of relays.
+        ValueError: for a negative number of relays, or relays with `linear`.
 
     >>> tokenizer = WordTokenizer(512)
     >>> model = ruler_model(tokenizer)
@@ -75,6 +87,8 @@ def ruler_model(tokenizer: WordTokenizer, *, relays: int = 0, claimed: int = 1 <
 
     if relays < 0:
         raise ValueError(f"relays={relays}: give at least 0")
+    if relays and linear:
+        raise ValueError(f"relays={relays} with linear=True: a linear last layer reads facts itself; leave relays out")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=_WIDTH,
@@ -98,12 +112,17 @@ def ruler_model(tokenizer: WordTokenizer, *, relays: int = 0, claimed: int = 1 <
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.fill_(1.0)
-        _write_codes(model, tokenizer, seed)
+        _write_codes(model, tokenizer, seed, orthogonal=linear)
         layers = model.model.layers
         _write_previous(layers[0].self_attn)
         for layer in layers[1:-1]:
             _write_relay(layer.self_attn)
-        _write_retrieval(layers[-1].self_attn, relayed=relays > 0)
+        if linear:
+            _write_linear_retrieval(layers[-1].self_attn)
+            silence = model.get_output_embeddings().weight[tokenizer.eos_token_id].zero_()
+            silence[_CONSTANT] = _MATCH * FAINT / _ONE
+        else:
+            _write_retrieval(layers[-1].self_attn, relayed=relays > 0)
         # RMSNorm multiplies by about sqrt(width) / _ONE, and attention divides by the root of the head's size.
         for layer in layers:
             layer.input_layernorm.weight.fill_(_ONE / math.sqrt(_WIDTH))
@@ -111,12 +130,30 @@ def ruler_model(tokenizer: WordTokenizer, *, relays: int = 0, claimed: int = 1 <
     return model
 
 
-def _write_codes(model: Any, tokenizer: WordTokenizer, seed: int) -> None:
+def forgotten_after(memory: int) -> float:
+    """How far back a linear ruler recalls once its last layer is a Mamba-2 layer: where (1 - a) a^d is `FAINT`.
+
+    Args:
+        memory: of the `Mamba2` plan, in tokens.
+
+    Returns:
+        Tokens from a fact's value to the last token of the prompt; what is farther is forgotten.
+
+    >>> round(forgotten_after(8), 1)
+    149.2
+    """
+    return memory * math.log(-math.expm1(-1 / memory) / FAINT)
+
+
+def _write_codes(model: Any, tokenizer: WordTokenizer, seed: int, *, orthogonal: bool) -> None:
     """Embeddings hold a token's code, a constant, and the code once more for numbers; the head reads what is said."""
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (len(tokenizer), _CODE), generator=generator) * 2.0 - 1.0
     codes = signs / math.sqrt(_CODE)
     numbers = torch.tensor([tokenizer.is_number(token) for token in range(len(tokenizer))])
+    if orthogonal:
+        words = (~numbers).nonzero()[:, 0]
+        codes[words] = torch.eye(_CODE)[words % _CODE]
     table = model.get_input_embeddings().weight
     table[:, _CONSTANT] = _ONE
     table[:, _NUMBER] = numbers.float()
@@ -159,6 +196,14 @@ def _write_retrieval(attention: Any, *, relayed: bool) -> None:
         _copy(_query(attention, 0).T, asked, place, scale=_MATCH)
         _copy(_key(attention).T, kept, place)
     _copy(_value(attention).T, _FACT if relayed else _TOKEN, 0)
+    _copy(_out(attention, 0), _SAID, 0)
+
+
+def _write_linear_retrieval(attention: Any) -> None:
+    """Head 0 looks for a number two tokens after the word that stands before the last, and says it."""
+    _copy(_query(attention, 0).T, _BEFORE, _STILL, scale=_MATCH)
+    _copy(_key(attention).T, _BEFORE_THAT, _STILL)
+    _copy(_value(attention).T, _NUMERAL, 0)
     _copy(_out(attention, 0), _SAID, 0)
 
 

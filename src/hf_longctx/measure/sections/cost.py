@@ -58,6 +58,16 @@ def modelled_peak(row: Row) -> float | None:
     return None if base is None or working is None else base + working
 
 
+def ended(row: Row, say: Callable[[int], str] = size) -> str:
+    """How a row without figures ended, and the memory that the cost model says it takes: weights and the prompt's.
+
+    >>> ended({"outcome": "oom", "modelled_peak_bytes": 5 << 30}), ended({"outcome": "error"})
+    ('out of memory; model says 5 GiB', 'failed')
+    """
+    said, peak = str(OUTCOMES.get(row["outcome"], row["outcome"])), row.get("modelled_peak_bytes")
+    return said if peak is None else f"{said}; model says {say(peak)}"
+
+
 CHARTS = (
     Chart("Time to the first token", "ttft_seconds", lambda row: None, seconds, failures=True),
     Chart("Decoding at that depth, tokens a second", "decode_tokens_per_second", lambda row: None, number),
@@ -155,7 +165,7 @@ def _failures(rows: Sequence[Row], names: Sequence[str], x: Callable[[float], fl
             {
                 "x": round(x(row["length"]) + 11 * (beside.index(row["variant"]) - (len(beside) - 1) / 2), 1),
                 "colour": f"s{names.index(row['variant']) % 7}",
-                "title": f"{row['variant']} at {length_label(row['length'])}: {OUTCOMES[row['outcome']]}",
+                "title": f"{row['variant']} at {length_label(row['length'])}: {ended(row)}",
             }
         )
     return found
@@ -164,7 +174,7 @@ def _failures(rows: Sequence[Row], names: Sequence[str], x: Callable[[float], fl
 def _line(row: Row) -> dict[str, Any]:
     head = {"name": row["variant"], "length": length_label(row["length"]), "length_value": row["length"]}
     if not _done(row):
-        return head | {"failure": OUTCOMES.get(row["outcome"], row["outcome"]), "reason": str(row.get("reason") or "")}
+        return head | {"failure": ended(row), "reason": str(row.get("reason") or "")}
     timed = {
         "first": ("ttft_seconds", seconds),
         "prefill": ("prefill_tokens_per_second", number),
