@@ -1,5 +1,5 @@
 #!/bin/sh
-# The bundled model from 8K to 16K on two CPU cores: planned for 45 minutes in all, measuring before and after included.
+# The bundled model from 8K to 16K on two CPU cores: an hour of one core in all, measuring before and after included.
 # The folder holds the model, its card, and the needle runs; `report` sets them side by side.
 set -e
 out="${OUT:-runs/extended}"
