@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import random
 import shlex
 import statistics
@@ -39,8 +40,8 @@ STEPS = (0, 3, 10, 30)
 """Steps of training at the extended length after which each method is measured."""
 EDGES = (0, 128, 256, 512, 768, 1024)
 """Bounds of the distances, in tokens: more than one, at most the next."""
-SOLVED = 0.99
-"""Share of all questions at 1024 that counts as extended."""
+GOALS = (0.9, 0.95, 0.99)
+"""Shares of all questions at 1024 that count as extended; each has its own count of steps."""
 KEYS, VALUES, FILLERS, FACTS = 32, 32, 8, 8
 VOCABULARY = KEYS + VALUES + FILLERS
 
@@ -134,7 +135,9 @@ def train_from_nothing(seed: int, last: int = 100, limit: int = 2000) -> tuple[L
         right = 0.0
         while right < 0.9:
             if steps == limit:
-                raise RuntimeError(f"seed={seed}: {right:.0%} right on {length} tokens after {steps} steps; try another")
+                raise RuntimeError(
+                    f"seed={seed}: {right:.0%} right on {length} tokens after {steps} steps; try another"
+                )
             right = 0.9 * right + 0.1 * learner.step(1024 // length, length, min(1.0, (steps + 1) / 50))
             steps += 1
     for step in range(last):
@@ -165,13 +168,15 @@ def measure(model: LlamaForCausalLM, length: int, rows: int, seed: int = 12345) 
 def extend(model: LlamaForCausalLM, method: str, steps: tuple[int, ...], rows: int, seed: int) -> dict[str, Any]:
     """A copy of the model under a method, measured at both lengths after each number of steps of 4 rows at 1024.
 
+    The learning rate, 3e-4, was chosen on seed 7, whose results are not reported: at 1e-3 a model that recalls all got worse.
+
     Returns:
         ``{steps: {"256": ..., "1024": ...}}`` of `measure`. All methods train on the same rows.
     """
     model = copy.deepcopy(model)
     if method != "stock":
         lc.patch(model, rope=method)
-    learner, found, done = Learner(model, torch.Generator().manual_seed(1000 + seed), 1e-3), {}, 0
+    learner, found, done = Learner(model, torch.Generator().manual_seed(1000 + seed), 3e-4), {}, 0
     for goal in steps:
         for _ in range(done, goal):
             learner.step(4, EXTENDED)
@@ -196,35 +201,40 @@ def over_seeds(values: list[float], draws: int = 2000) -> tuple[float, float, fl
     return statistics.fmean(values), means[round(0.025 * draws)], means[round(0.975 * draws) - 1]
 
 
-def steps_needed(run: dict[str, Any]) -> float:
-    """The fewest measured steps after which a method recalls SOLVED of all questions at 1024; infinity if none."""
-    solved = (int(steps) for steps, found in run.items() if recall(found[str(EXTENDED)]) >= SOLVED)
-    return min(solved, default=float("inf"))
+def steps_needed(run: dict[str, Any], goal: float) -> float:
+    """The fewest measured steps after which a method recalls `goal` of all questions at 1024; infinity if none."""
+    reached = (int(steps) for steps, found in run.items() if recall(found[str(EXTENDED)]) >= goal)
+    return min(reached, default=math.inf)
 
 
 def verdict(seeds: list[dict[str, Any]]) -> str:
-    """Whether the literature's order was found: a sentence for each half of it."""
-    scaled = METHODS[1:]
-    total = len(seeds)
+    """Whether the literature's order was found: a line for linear untrained, and one for each goal of YaRN's steps."""
+    scaled, total = METHODS[1:], len(seeds)
 
-    def lowest(length: int) -> int:
+    def worst(length: int) -> int:
         """Seeds where linear is below both others, untrained."""
-        score = [{m: recall(one["methods"][m]["0"][str(length)]) for m in scaled} for one in seeds]
-        return sum(all(one["linear:4"] < one[m] for m in scaled[1:]) for one in score)
+        scores = [{m: recall(one["methods"][m]["0"][str(length)]) for m in scaled} for one in seeds]
+        return sum(one["linear:4"] < min(one["ntk:4"], one["yarn:4"]) for one in scores)
 
-    needed = [{m: steps_needed(one["methods"][m]) for m in scaled} for one in seeds]
-    alone = sum(all(one["yarn:4"] < one[m] for m in scaled[:2]) for one in needed)
-    shared = sum(one["yarn:4"] == min(one.values()) < float("inf") for one in needed) - alone
+    lines = [
+        f"Linear untrained recalls less than both others in {worst(TRAINED)} of {total} seeds at {TRAINED} tokens, and in "
+        f"{worst(EXTENDED)} of {total} at {EXTENDED}."
+    ]
+    for goal in GOALS:
+        needed = [{m: steps_needed(one["methods"][m], goal) for m in scaled} for one in seeds]
+        others = [min(one["linear:4"], one["ntk:4"]) for one in needed]
+        fewer = sum(one["yarn:4"] < other for one, other in zip(needed, others, strict=True))
+        equal = sum(one["yarn:4"] == other < math.inf for one, other in zip(needed, others, strict=True))
+        steps = "; ".join(f"{m} {', '.join(_count(one[m]) for one in needed)}" for m in scaled)
+        lines.append(
+            f"YaRN's steps to {goal:.0%}: fewer than both others in {fewer} of {total} seeds, as few as the better in {equal} "
+            f"(by seed: {steps})."
+        )
+    return "\n".join(lines)
 
-    def steps(method: str) -> str:
-        return ", ".join("never" if one[method] == float("inf") else str(int(one[method])) for one in needed)
 
-    return (
-        f"Linear untrained recalls less than NTK and YaRN in {lowest(TRAINED)} of {total} seeds at {TRAINED} tokens, and in "
-        f"{lowest(EXTENDED)} of {total} at {EXTENDED}.\n"
-        f"YaRN reaches {SOLVED:.0%} at {EXTENDED} in fewer steps than both others in {alone} of {total} seeds, in as few as the "
-        f"better of them in {shared}; steps by seed: {'; '.join(f'{m} {steps(m)}' for m in scaled)}."
-    )
+def _count(steps: float) -> str:
+    return "never" if steps == math.inf else str(int(steps))
 
 
 def table(seeds: list[dict[str, Any]]) -> str:
@@ -285,7 +295,9 @@ def main() -> None:
     torch.set_num_threads(1)
     record = json.loads(args.out.read_text()) if args.out.exists() else {"rows": args.rows, "seeds": []}
     if record["rows"] != args.rows:
-        parser.error(f"--rows {args.rows}: {args.out} was measured with {record['rows']}; give these, or another --out")
+        parser.error(
+            f"--rows {args.rows}: {args.out} was measured with {record['rows']}; give these, or another --out"
+        )
     for seed in args.seeds:
         if any(one["seed"] == seed for one in record["seeds"]):
             continue
