@@ -1,4 +1,4 @@
-"""A Llama trained from nothing on 256 tokens fails beyond them, and scaled RoPE carries it to 1024: one seed of the script."""
+"""A Llama trained from nothing on 256 tokens fails beyond them; scaled RoPE carries it to 1024. One seed of the script."""
 
 import importlib.util
 import sys
@@ -30,7 +30,8 @@ def test_every_question_has_its_answer_at_its_distance(length, seed):
     rows = induction.draw(2, length, torch.Generator().manual_seed(seed))
     each = torch.arange(2)[:, None]
     fact = rows.asked - rows.distances
-    assert (fact >= 0).all() and (fact + 1 < rows.asked.min()).all()
+    assert (fact >= 0).all()
+    assert (fact + 1 < rows.asked.min()).all()
     assert torch.equal(rows.ids[each, fact], rows.ids[each, rows.asked])
     assert torch.equal(rows.ids[each, fact + 1], rows.answers)
     for ids, key in zip(rows.ids, rows.ids[each, rows.asked], strict=True):
@@ -52,12 +53,11 @@ def test_steps_are_counted_and_the_order_is_said_as_measured():
     assert [induction.steps_needed(runs[m], 0.99) for m in ("linear:4", "ntk:4", "yarn:4")] == [10, 10, 3]
     assert induction.steps_needed(runs["linear:4"], 1.0) == float("inf")
     said = induction.verdict(claimed)
-    assert "in 1 of 1 seeds at 256" in said and "99%: fewer than both others in 1 of 1 seeds" in said
+    assert "in 1 of 1 seeds at 256" in said
+    assert "99%: fewer than both others in 1 of 1 seeds" in said
     other = induction.verdict(seeds(linear4={0: 99}, ntk4={0: 50}, yarn4={0: 99}))
-    assert (
-        "in 0 of 1 seeds at 256" in other
-        and "99%: fewer than both others in 0 of 1 seeds, as few as the better in 1" in other
-    )
+    assert "in 0 of 1 seeds at 256" in other
+    assert "99%: fewer than both others in 0 of 1 seeds, as few as the better in 1" in other
 
 
 @pytest.fixture(scope="module")
