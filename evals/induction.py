@@ -1,10 +1,10 @@
 """Does scaling RoPE extend a window, how well before training, and after how few steps?
 
 A small Llama is trained from nothing on 256 tokens, then read at 1024: as it is, under each scaling, and after the
-same few steps of training at 1024. One seed is one model, the same for all methods. What it learns is associative recall
-(MQAR of Arora et al. 2023, arXiv 2312.04927), which takes an induction head: a row holds facts (a key, then its value)
-among filler, and ends by asking every key again. RoPE knows distances only, so recall is counted by how far back the
-fact is. Beyond 256 no distance was ever trained.
+same few steps of training at 1024. One seed is one model, the same for all methods. What it learns is associative
+recall (MQAR of Arora et al. 2023, arXiv 2312.04927), which takes an induction head: a row holds facts (a key, then its
+value) among filler, and ends by asking every key again. RoPE knows distances only, so recall is counted by how far back
+the fact is. Beyond 256 no distance was ever trained.
 
     python evals/induction.py --seeds 0 1 2 3 4
 

@@ -1,4 +1,4 @@
-"""A Llama trained from nothing on 256 tokens fails beyond them; scaled RoPE carries it to 1024. One seed of the script."""
+"""A Llama trained from nothing on 256 tokens fails beyond them; scaled RoPE carries it to 1024. One seed."""
 
 import importlib.util
 import sys
