@@ -3,8 +3,8 @@
 A small Llama is trained from nothing on 256 tokens, then read at 1024: as it is, under each scaling, and after the
 same few steps of training at 1024. One seed is one model, the same for all methods. What it learns is associative
 recall (MQAR of Arora et al. 2023, arXiv 2312.04927), which takes an induction head: a row holds facts (a key, then its
-value) among filler, and ends by asking every key again. RoPE knows distances only, so recall is counted by how far back
-the fact is. Beyond 256 no distance was ever trained.
+value) among filler, and ends by asking every key again. RoPE knows distances only, so recall is counted by how far
+back the fact is. Beyond 256 no distance was ever trained.
 
     python evals/induction.py --seeds 0 1 2 3 4
 
@@ -19,9 +19,7 @@ import copy
 import json
 import math
 import random
-import shlex
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -311,9 +309,10 @@ def main() -> None:
             print(f"  {method:<9} recall at {EXTENDED} by steps: {shown}", flush=True)
         seconds = round(time.process_time() - began, 1)
         record["seeds"].append({"seed": seed, "steps": steps, "seconds": seconds, "methods": methods})
+        seeds = [str(one["seed"]) for one in record["seeds"]]
         record |= {
             "what": "recall of a small Llama trained on 256 tokens and read at 1024, by RoPE scaling and steps",
-            "command": shlex.join(["python", "evals/induction.py", *sys.argv[1:]]),
+            "command": " ".join(["python evals/induction.py --rows", str(args.rows), "--seeds", *seeds]),
             "versions": {"torch": torch.__version__, "hf_longctx": lc.__version__},
             "edges": EDGES,
         }
