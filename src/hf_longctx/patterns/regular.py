@@ -1,8 +1,8 @@
 """Cutting strips, blocks and spaced shapes into tiles that are seen through views alone.
 
 Limited to a rectangle of logical positions, a strip becomes a growing triangle, a row of equal chunks and a tail;
-small blocks become stairs, batched over the blocks, and large ones a strip each; a spaced shape becomes its inner one's
-tiles, batched over the residue classes.
+small blocks become stairs, batched over the blocks, and large ones a strip each; a spaced shape becomes its inner
+one's tiles, batched over the residue classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ _LARGE = 1024
 
 
 def regular(
-    shape: Shape, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool, batched: bool = False
+    shape: Shape,
+    rows: tuple[int, int],
+    keys: tuple[int, int],
+    chunk: int | None,
+    backward: bool,
+    batched: bool = False,
 ) -> Iterator[Tile]:
     """The tiles of a strip, of blocks or of a spaced shape. Arguments as in `tiles.lower`.
 
