@@ -8,6 +8,12 @@ processor's time instead of the clock's, which is steadier while others use the 
 the high-water mark of a forked process that makes one call, the result included. A peer that needed more than
 `--patience` seconds, or would not fit into memory, is left out from there on.
 
+Decoding one row is bound by calls of torch. Theirs makes 23 and takes 410 us of processor time at state 64, 720 at 128
+(one thread, the fastest of several rounds); ours makes 14 and takes 69 and 91. Three of these pass over the state:
+decay, write and read, 31 and 55 us together. The other 11, at 1 to 2.5 us each, and a look at the arguments make up
+the rest. So at state 64 a tenth of theirs leaves 10 us for all but those three: out of reach without a kernel that
+does them in one pass. From 4 rows on theirs also pays for memory that it asks for and gives back at each token.
+
     python evals/bench/ssd.py
     python evals/bench/ssd.py --clock cpu --threads 1 --lengths 5,4096 --states 64
     python evals/bench/ssd.py --backward --lengths 4096 --peers ours transformers --out ""

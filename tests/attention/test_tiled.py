@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
 from hf_longctx.attention import attend
-from hf_longctx.patterns import Block, Pattern, SlidingWindow, gallery, parse
+from hf_longctx.patterns import Block, Full, Pattern, SlidingWindow, gallery, parse
 from hf_longctx.patterns.geometry import Own, disjoint
 from hf_longctx.patterns.tiles import lower
 from peak import Peak
@@ -65,6 +65,26 @@ def test_many_chunks_and_a_ragged_one(text, rows):
     assert error(out, exact) < 2e-6
     for a, b in zip(*(gradients(o, (q, k, v)) for o in (out, exact))):
         assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("text", ["block:1100", "block:1100,1"])
+@pytest.mark.parametrize("rows", [2400, 900])
+def test_large_blocks_one_by_one(text, rows):
+    rng = torch.Generator().manual_seed(4)
+    q = torch.randn(1, 1, rows, 8, generator=rng, requires_grad=True)
+    k, v = (torch.randn(1, 1, 2400, 8, generator=rng, requires_grad=True) for _ in range(2))
+    out, exact = (attend(q, k, v, text, backend=b) for b in ("tiled", "reference"))
+    assert error(out, exact) < 2e-6
+    for a, b in zip(*(gradients(o, (q, k, v)) for o in (out, exact))):
+        assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("block", [Block(4096), Block(8192), Block(1024, 3), Block(100, 50)], ids=str)
+@pytest.mark.parametrize("rows", [(0, 4096), (2048, 4096)])
+def test_one_causal_run_is_tiled_like_full_attention(block, rows):
+    """Where no row has left a block behind, there is nothing to cut."""
+    ours, full = (list(lower(disjoint(p.pieces()), rows, (0, 4096))) for p in (block, Full()))
+    assert ours == full
 
 
 #: Every registered pattern small, a union, and a rule alone.

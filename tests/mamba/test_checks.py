@@ -62,15 +62,25 @@ def test_ssd(kind, words, change):
         (ValueError, ["x", "(2, 10, 4, 8)", "(2, 4, 8)"], {"x": OF["x"]}),
         (ValueError, ["dt", "(2, 4, 1)", "(2, 4)"], {"dt": STEP["dt"][..., None]}),
         (ValueError, ["A", "(3,)"], {"A": -torch.ones(3)}),
+        (TypeError, ["A", "list"], {"A": [-1.0] * 4}),
+        (TypeError, ["dt", "int64"], {"dt": STEP["dt"].long()}),
+        (ValueError, ["x", "meta"], {"x": STEP["x"].to("meta")}),
         (ValueError, ["B", "(2, 2, 15)", "(2, 2, 16)"], {"B": STEP["B"][..., 1:]}),
+        (ValueError, ["3 groups", "4 heads"], {k: torch.randn(2, 3, 16) for k in "BC"}),
         (ValueError, ["C", "(2, 1, 16)"], {"C": STEP["C"][:, :1]}),
         (ValueError, ["D", "(5,)"], {"D": torch.ones(5)}),
+        (TypeError, ["D", "float"], {"D": 1.0}),
         (ValueError, ["gradients", "no_grad", "ssd"], {"x": STEP["x"].clone().requires_grad_()}),
     ],
 )
-def test_step(kind, words, change):
+@pytest.mark.parametrize("grad", [True, False])
+def test_step(kind, words, change, grad):
+    """Without gradients a quick look lets through what fits; what does not is named all the same."""
+    if "gradients" in words and not grad:
+        pytest.skip("nothing is wrong then")
     before = STEP["state"].clone()
-    refused(ssd_step, STEP | change, kind, words)
+    with torch.set_grad_enabled(grad):
+        refused(ssd_step, STEP | change, kind, words)
     assert torch.equal(STEP["state"], before)
 
 

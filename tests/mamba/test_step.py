@@ -12,6 +12,7 @@ from scan_cases import arguments
 @pytest.mark.parametrize(("groups", "readers"), [(1, 1), (2, 1), (4, 1), (4, 3)])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("skip", [None, (4,), (4, 8)])
+@torch.no_grad()
 def test_equals_the_loop(batch, groups, readers, skip):
     of, D = arguments(batch, 12, groups=groups, readers=readers), None if skip is None else torch.randn(skip)
     initial = torch.randn(batch, 4, 8, 16)

@@ -50,13 +50,14 @@ def causal_conv(
             seen = seen * (ids[:, tap : tap + length] == ids[:, before:])[..., None]
         y = torch.addcmul(y, seen, weight[:, tap])
     if valid is None or slots is None:
-        last = torch.arange(length, length + before, device=x.device).expand(batch, -1)
+        left = full[:, length:].clone()  # a view would keep all of it
+        kept = None if ids is None else ids[:, length:]
     else:
         last = valid.sum(1)[:, None] + torch.arange(before, device=x.device)
         y = y.gather(1, slots.clamp(max=length - 1)[..., None].expand(-1, -1, channels)) * valid[..., None]
-    left = full.gather(1, last[..., None].expand(-1, -1, channels))
-    if ids is not None:
-        kept = ids.gather(1, last)
+        left = full.gather(1, last[..., None].expand(-1, -1, channels))
+        kept = None if ids is None else ids.gather(1, last)
+    if kept is not None:
         left = left * (kept == kept[:, -1:])[..., None]
     return y, left.transpose(1, 2)
 

@@ -114,26 +114,35 @@ def ssd_step(
     True
     """
     checks.step(state, x, dt, A, B, C, D)
-    one_reader = C.shape == B.shape
-    if x.is_cuda and one_reader and state.dtype == torch.float32 and kernels.misfit(x, B) is None:
+    if x.is_cuda and C.shape == B.shape and state.dtype == torch.float32 and kernels.misfit(x, B) is None:
         return kernels.step(state, x, dt, A, B, C, D)
-    batch, heads, size, n = state.shape
-    groups, out = B.shape[1], x.dtype
-    if not (state.dtype == out == B.dtype == C.dtype == dt.dtype == A.dtype):
-        x, dt, A, B, C = (t.to(state.dtype) for t in (x, dt, A, B, C))
+    out, exact = x.dtype, state.dtype
+    if not (exact is out is B.dtype is C.dtype is dt.dtype is A.dtype):
+        x, dt, A, B, C = (t.to(exact) for t in (x, dt, A, B, C))
+    if torch.is_autocast_enabled(x.device.type):
+        with chunks.full_precision(x):
+            y = _step(state, x, dt, A, B, C, D)
+    else:  # a context costs as much as a few of the calls below
+        y = _step(state, x, dt, A, B, C, D)
+    return y if out is exact else y.to(out)
+
+
+def _step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
+    """`ssd_step` in the state's dtype. For one row what counts is how few calls of torch there are."""
+    (batch, heads, size, n), groups, readers = state.shape, B.shape[1], C.shape[1]
     # A group's heads are rows of one matrix, so B and C serve them all without being repeated.
     rows = state.view(batch * groups, -1, n)
-    u = x * dt[..., None]
-    with chunks.full_precision(x):
-        state.mul_((dt * A).exp_().view(batch, heads, 1, 1))
-        rows.addcmul_(u.reshape(batch * groups, -1, 1), B.reshape(batch * groups, 1, n))
-        # A row times a matrix: torch's batched product is several times slower for a matrix times a column.
-        y = torch.bmm(C.reshape(batch * groups, -1, n), rows.transpose(1, 2))
-        y = y.view(batch, -1, size) if one_reader else y.view(batch, heads, -1, size)
-        if D is not None:
-            y = y.addcmul_(x, D.view(heads, -1)) if one_reader else y.add_((x * D.view(heads, -1))[:, :, None])
-    y = y if one_reader else y.flatten(1, 2)
-    return y if out == y.dtype else y.to(out)
+    if groups > 1:
+        B, C = B.reshape(batch * groups, 1, n), C.reshape(batch * groups, -1, n)
+    state.mul_((dt * A).exp_().view(batch, heads, 1, 1))
+    rows.addcmul_((x * dt.unsqueeze(-1)).reshape(batch * groups, -1, 1), B)
+    # A row times a matrix: torch's batched product is several times slower for a matrix times a column.
+    y = torch.bmm(C, rows.mT)
+    if readers == groups:
+        y = y.view(batch, heads, size)
+        return y if D is None else y.addcmul_(x, D.view(heads, -1))
+    y = y.view(batch, heads, -1, size)
+    return (y if D is None else y.add_((x * D.view(heads, -1)).unsqueeze(2))).flatten(1, 2)
 
 
 def check_backend(backend: str) -> None:

@@ -1,8 +1,8 @@
 """Cutting strips, blocks and spaced shapes into tiles that are seen through views alone.
 
 Limited to a rectangle of logical positions, a strip becomes a growing triangle, a row of equal chunks and a tail;
-blocks become stairs, batched over the blocks; a spaced shape becomes its inner one's tiles, batched over the residue
-classes.
+small blocks become stairs, batched over the blocks, and large ones a strip each; a spaced shape becomes its inner
+one's tiles, batched over the residue classes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,31 @@ from dataclasses import replace
 from hf_longctx.patterns.geometry import Blocks, Segments, Shape, Spaced, Strip
 from hf_longctx.patterns.tile import Tile
 
+#: Rows past which blocks are taken one by one, as causal attention. Measured on CPU at 8K and 16K: stairs of many
+#: blocks at once are 3 to 11% faster at 1024 rows, and take 1.2 to 1.3 times as long at 2048 and 4096.
+_LARGE = 1024
+
 
 def regular(
-    shape: Shape, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
+    shape: Shape,
+    rows: tuple[int, int],
+    keys: tuple[int, int],
+    chunk: int | None,
+    backward: bool,
+    batched: bool = False,
 ) -> Iterator[Tile]:
-    """The tiles of a strip, of blocks or of a spaced shape. Arguments as in `tiles.lower`."""
+    """The tiles of a strip, of blocks or of a spaced shape. Arguments as in `tiles.lower`.
+
+    `batched` keeps large blocks in batches too: the better where what other pieces hold is cut out of the tiles.
+    """
     if isinstance(shape, Strip):
         yield from _strip(shape, rows, keys, chunk, backward)
     elif isinstance(shape, Blocks):
-        yield from _blocks(shape, rows, keys, chunk, backward)
+        yield from _blocks(shape, rows, keys, chunk, backward, batched)
     elif isinstance(shape, Spaced):
-        yield from _spaced(shape, rows, keys, chunk, backward)
+        yield from _spaced(shape, rows, keys, chunk, backward, batched)
     elif isinstance(shape, Segments):
-        yield from _segments(shape, rows, keys, chunk, backward)
+        yield from _segments(shape, rows, keys, chunk, backward, batched)
 
 
 def chunk_for(width: int, *, backward: bool = False) -> int:
@@ -86,7 +98,7 @@ def _strip(
 
 
 def _blocks(
-    shape: Blocks, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
+    shape: Blocks, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool, batched: bool
 ) -> Iterator[Tile]:
     size, behind = shape.size, shape.size * shape.previous
     # Small blocks are taken several at a time, under a mask.
@@ -95,6 +107,11 @@ def _blocks(
     # Later rows have left the keys behind.
     first, stop = max(rows[0], keys[0]), min(rows[1], ((keys[1] - 1) // size + shape.previous + 1) * size)
     if first >= stop or keys[0] >= keys[1]:
+        return
+    # Up to here rows see all keys before them.
+    growing = (keys[0] // size + shape.previous + 1) * size
+    if not batched and max(size, stop - first if stop <= growing else 0) > (chunk or _LARGE):
+        yield from _runs(shape, (first, stop), rows[0], keys, chunk, backward)
         return
 
     def stairs(at: int, count: int) -> Iterator[Tile]:
@@ -124,15 +141,28 @@ def _blocks(
             yield from stairs(number * unit, 1)
 
 
+def _runs(
+    shape: Blocks, run: tuple[int, int], row: int, keys: tuple[int, int], chunk: int | None, backward: bool
+) -> Iterator[Tile]:
+    """The rows of `run`, each block as a strip; as one strip while all keys are seen."""
+    first, stop = run
+    while first < stop:
+        start = max((first // shape.size - shape.previous) * shape.size, keys[0])
+        edge = min((start // shape.size + shape.previous + 1) * shape.size, stop)
+        for tile in _strip(Strip(), (first, edge), (start, min(edge, keys[1])), chunk, backward):
+            yield replace(tile, row=tile.row + first - row, key=tile.key + start - keys[0])
+        first = edge
+
+
 def _spaced(
-    shape: Spaced, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
+    shape: Spaced, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool, batched: bool
 ) -> Iterator[Tile]:
     spacing = shape.spacing
     # Classes between two of these residues have equally many rows and keys.
     edges = sorted({0, spacing, *(x % spacing for x in (*rows, *keys))})
     for c, end in zip(edges, edges[1:]):
         (r0, r1), (k0, k1) = ([-((c - x) // spacing) for x in pair] for pair in (rows, keys))
-        for tile in regular(shape.inner, (r0, r1), (k0, k1), chunk, backward):
+        for tile in regular(shape.inner, (r0, r1), (k0, k1), chunk, backward, batched):
             yield replace(
                 tile,
                 row=(r0 + tile.row) * spacing + c - rows[0],
@@ -145,12 +175,12 @@ def _spaced(
 
 
 def _segments(
-    shape: Segments, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
+    shape: Segments, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool, batched: bool
 ) -> Iterator[Tile]:
     size, spacing = shape.size, shape.spacing
     if size % spacing == 0 and not shape.after:
         # Each class is cut into equal blocks.
-        yield from _spaced(Spaced(Blocks(size // spacing), spacing), rows, keys, chunk, backward)
+        yield from _spaced(Spaced(Blocks(size // spacing), spacing), rows, keys, chunk, backward, batched)
         return
     comb, part = Spaced(Strip(), spacing), shape.after or size
     for a in range(rows[0] // part * part, rows[1], part):
@@ -158,5 +188,5 @@ def _segments(
         r0, r1 = max(rows[0], a), min(rows[1], a + part)
         k0, k1 = max(keys[0], start), min(keys[1], a if shape.after else a + size)
         if k0 < k1:
-            for tile in _spaced(comb, (r0, r1), (k0, k1), chunk, backward):
+            for tile in _spaced(comb, (r0, r1), (k0, k1), chunk, backward, batched):
                 yield replace(tile, row=tile.row + r0 - rows[0], key=tile.key + k0 - keys[0])

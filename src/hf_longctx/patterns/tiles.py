@@ -53,7 +53,7 @@ def _regular(
     piece: Piece, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
 ) -> tuple[Tile, ...]:
     """The tiles of a piece that is seen through views alone; a few hundred bytes each, so they are remembered."""
-    tiles = regular(piece.shape, rows, keys, chunk, backward)
+    tiles = regular(piece.shape, rows, keys, chunk, backward, batched=bool(piece.minus))
     if not piece.minus:
         return tuple(tiles)
     return tuple(cut for tile in tiles for cut in _less(tile, piece.minus, rows[0], keys[0]))
