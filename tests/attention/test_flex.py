@@ -70,7 +70,7 @@ def test_equal_to_the_reference_and_reads_nothing_that_no_row_sees(eager_flex, c
     dead_rows, dead_keys = case.blind, ~case.seen.any(2)[..., None]
     inputs = [x.masked_fill(d, float("nan")) for x, d in zip(case.tensors, (dead_rows, dead_keys, dead_keys))]
     exact = attend(*case.tensors, case.pattern, backend="reference", **case.where)
-    assert error(attend(*inputs, case.pattern, backend="flex", **case.where), exact) < 2e-6
+    assert error(attend(*inputs, case.pattern, backend="flex", **case.where), exact) < 5e-6
 
 
 def test_compiled_once_for_all_patterns_layers_and_lengths():
