@@ -18,7 +18,6 @@ import argparse
 import copy
 import json
 import math
-import random
 import statistics
 import time
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_longctx as lc
+from hf_longctx.measure.paired import bootstrap_mean
 
 TRAINED, EXTENDED = 256, 1024
 METHODS = ("stock", "linear:4", "ntk:4", "yarn:4")
@@ -188,17 +188,6 @@ def recall(found: dict[str, Any], buckets: slice = slice(None)) -> float:
     return sum(found["hits"][buckets]) / sum(found["n"][buckets])
 
 
-def over_seeds(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Mean, and its 95% interval by bootstrap over seeds (percentiles; it is narrow where seeds are few).
-
-    >>> over_seeds([0.5, 0.5, 0.5])
-    (0.5, 0.5, 0.5)
-    """
-    rng = random.Random(0)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(draws))
-    return statistics.fmean(values), means[round(0.025 * draws)], means[round(0.975 * draws) - 1]
-
-
 def steps_needed(run: dict[str, Any], goal: float) -> float:
     """The fewest measured steps after which a method recalls `goal` of all questions at 1024; infinity if none."""
     reached = (int(steps) for steps, found in run.items() if recall(found[str(EXTENDED)]) >= goal)
@@ -247,9 +236,9 @@ def table(seeds: list[dict[str, Any]]) -> str:
             runs = [one["methods"][method][steps] for one in seeds]
             cells = []
             for length, _, buckets in parts:
-                mean, low, high = over_seeds([100 * recall(run[str(length)], buckets) for run in runs])
+                mean, low, high = bootstrap_mean([100 * recall(run[str(length)], buckets) for run in runs])
                 cells.append(f"{mean:.1f} ({low:.1f}-{high:.1f})")
-            mean, low, high = over_seeds([run[str(EXTENDED)]["loss"] for run in runs])
+            mean, low, high = bootstrap_mean([run[str(EXTENDED)]["loss"] for run in runs])
             lines.append(f"| {method} | {steps} | " + " | ".join(cells) + f" | {mean:.3f} ({low:.3f}-{high:.3f}) |")
     return "\n".join(lines)
 

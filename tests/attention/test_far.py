@@ -20,7 +20,7 @@ def away(case: Case) -> tuple[tuple[torch.Tensor, ...], Layout]:
 
 
 @given(cases(patterns(), lengths=(1, 31, 97, 113)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_tiled_forward_and_backward(case: Case):
     """The whole engine through the CUDA kernels: masks, indices, merges, gradients, sizes off the grid."""
     near = tuple(x.requires_grad_() for x in case.tensors)

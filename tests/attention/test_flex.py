@@ -69,8 +69,9 @@ def test_heads_of_a_group_share_what_other_heads_do_not(eager_flex, padded):
 def test_equal_to_the_reference_and_reads_nothing_that_no_row_sees(eager_flex, case: Case):
     dead_rows, dead_keys = case.blind, ~case.seen.any(2)[..., None]
     inputs = [x.masked_fill(d, float("nan")) for x, d in zip(case.tensors, (dead_rows, dead_keys, dead_keys))]
-    exact = attend(*case.tensors, case.pattern, backend="reference", **case.where)
-    assert error(attend(*inputs, case.pattern, backend="flex", **case.where), exact) < 5e-6
+    # In float64: the reference's own rounding is as large as what is looked for.
+    exact = attend(*case.to(torch.float64).tensors, case.pattern, backend="reference", **case.where)
+    assert error(attend(*inputs, case.pattern, backend="flex", **case.where), exact) < 2e-6
 
 
 def test_compiled_once_for_all_patterns_layers_and_lengths():

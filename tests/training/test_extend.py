@@ -57,6 +57,15 @@ def test_the_result_loads_in_plain_transformers(tmp_path, tiny_folder, tune):
         assert (model(ids).logits - logits).abs().max() > 1e-4
 
 
+def test_needles_before_and_after_are_of_the_model_by_its_name(tmp_path, tiny_folder):
+    record = extend(str(tiny_folder), out=tmp_path, needle=(700,), model_name="tiny", **QUICK | {"steps": 1})
+    for when, variants in (("untrained", ["stock", "untrained"]), ("trained", ["stock"])):
+        summary = json.loads((tmp_path / record["needle"][when] / "summary.json").read_text())
+        assert summary["model"] == f"tiny, {when}"
+        assert list(summary["variants"]) == variants
+        assert str(tiny_folder) not in (tmp_path / record["needle"][when] / "report.html").read_text()
+
+
 def test_an_adapter_carries_its_rope_and_refuses_an_unscaled_base(tmp_path, tiny_folder):
     extend(str(tiny_folder), out=tmp_path, tune="lora-plus", merge=False, **QUICK)
     assert not (tmp_path / "model.safetensors").exists()

@@ -62,12 +62,10 @@ def cost(
     from hf_longctx.hf.loading import DTYPES
     from hf_longctx.measure.cost import EAGER
     from hf_longctx.measure.machines import read_bytes
-    from hf_longctx.measure.variants import as_variants
     from hf_longctx.rope.text import read_length
 
     tokens = parse_lengths(lengths)
-    # Whether anything is left to run without stock, the model tells: one saved patched runs too.
-    asked = as_variants(asked_variants(variant, attention, rope, mamba), stock=True)
+    asked = asked_variants(variant, attention, rope, mamba)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype!r} does not exist: choose one of {', '.join(DTYPES)}")
     for flag, number in (("--repeats", repeats), ("--steps", steps)):
@@ -79,7 +77,7 @@ def cost(
         model=model,
         run=functools.partial(_measured, tokens),
         options={
-            "variants": [one for one in asked if one.definition()],
+            "variants": asked,
             "repeats": repeats,
             "steps": steps,
             "chunk": None if chunk is None else read_length(chunk),

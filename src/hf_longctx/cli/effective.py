@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from hf_longctx.cli.job import Job, measuring
-from hf_longctx.cli.shared import Config, Device, Dtype, Model, NoStock, Out, Variants, page_of, parse_lengths
+from hf_longctx.cli.shared import (
+    Config,
+    Device,
+    Dtype,
+    Model,
+    NoStock,
+    Out,
+    Variants,
+    asked_variants,
+    page_of,
+    parse_lengths,
+)
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -60,7 +71,6 @@ def effective(
     from hf_longctx.measure.haystack import default_haystack, open_haystack
     from hf_longctx.measure.prompts import STYLES
     from hf_longctx.measure.tasks import REGISTRY, RULER, find
-    from hf_longctx.measure.variants import as_variants
 
     # Read before the model is: a slip of the pen should not cost half a minute.
     ladder, seconds = parse_lengths(lengths), None if budget is None else parse_budget(budget)
@@ -84,8 +94,7 @@ def effective(
     trials = (5 if fixed else 48) if trials is None else trials
     ascending = tuple(sorted(set(ladder)))
     Climb(ascending, trials, **{name: value for name, value in search.items() if name != "budget"})
-    # Whether anything is left to run without stock, the model tells: one saved patched runs too.
-    chosen = as_variants(variant or [], stock=True)
+    chosen = asked_variants(variant)
     return Job(
         model=model,
         run=run_tasks if fixed else run_effective,
@@ -94,7 +103,7 @@ def effective(
             "lengths": ladder,
             "trials": trials,
             **search,
-            "variants": [one for one in chosen if one.definition()],
+            "variants": chosen,
             "stock": not no_stock,
             "seed": seed,
             "haystack": open_haystack(haystack or (default_haystack() if model == DEMO else None)),

@@ -73,7 +73,6 @@ def needle(
     from hf_longctx.measure.needles import VALUE_KINDS
     from hf_longctx.measure.placement import depth_grid
     from hf_longctx.measure.prompts import STYLES
-    from hf_longctx.measure.variants import as_variants
 
     tokens, grid = parse_lengths(lengths), depth_grid(depths)
     if trials < 1:
@@ -85,14 +84,13 @@ def needle(
     ):
         if text not in allowed:
             raise ValueError(f"{flag} {text!r} does not exist: choose one of {', '.join(allowed)}")
-    # Whether anything is left to run without stock, the model tells: one saved patched runs too.
-    chosen = as_variants(asked_variants(variant, attention, rope, mamba), stock=True)
+    chosen = asked_variants(variant, attention, rope, mamba)
     hay = open_haystack(haystack or (default_haystack() if model == DEMO else None))
     return Job(
         model=model,
         run=run_needle,
         options={
-            "variants": [one for one in chosen if one.definition()],
+            "variants": chosen,
             "lengths": tokens,
             "depths": grid,
             "trials": trials,

@@ -15,6 +15,7 @@ from hf_longctx.cli.config import from_file
 
 if TYPE_CHECKING:
     from hf_longctx.measure.gate import Limit
+    from hf_longctx.measure.variants import Variant
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")]
 Variants = Annotated[
@@ -54,16 +55,25 @@ NoStock = Annotated[bool, typer.Option("--no-stock", help="Leave the untouched m
 
 
 def asked_variants(
-    variant: list[str] | None, attention: str | None, rope: str | None, mamba: str | None = None
-) -> list[str]:
-    """Variants in text form, with the one that `--attention`, `--rope` and `--mamba` stand for last.
+    variant: list[str] | None, attention: str | None = None, rope: str | None = None, mamba: str | None = None
+) -> list[Variant]:
+    """The variants asked for, with the one that `--attention`, `--rope` and `--mamba` stand for last.
 
-    >>> asked_variants(["a: rope=ntk:2"], None, "yarn:2")
-    ['a: rope=ntk:2', 'patched: rope=yarn:2']
+    There may be none, also with `--no-stock`: whether anything is left to run, the model tells, since one that was
+    saved patched runs too.
+
+    Raises:
+        ValueError: as `as_variants`.
+
+    >>> [(one.name, one.rope) for one in asked_variants(["a: rope=ntk:2"], rope="yarn:2")]
+    [('a', 'ntk:2'), ('patched', 'yarn:2')]
     """
+    from hf_longctx.measure.variants import as_variants
+
     named = (("attention", attention), ("rope", rope), ("mamba", mamba))
     given = [f"{key}={text}" for key, text in named if text is not None]
-    return [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
+    texts = [*(variant or []), *([f"patched: {' '.join(given)}"] if given else [])]
+    return [one for one in as_variants(texts, stock=True) if one.definition()]
 
 
 def command_line() -> str:

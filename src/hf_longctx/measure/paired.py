@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -59,6 +60,27 @@ def bootstrap_difference(
     given = np.asarray(differences, dtype=np.float64)
     if len(given) < 2:
         return float(given[0]), -1.0, 1.0
+    return bootstrap_mean(given, confidence=confidence, draws=draws, seed=seed)
+
+
+def bootstrap_mean(
+    values: npt.ArrayLike, *, confidence: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """A mean over seeds with its percentile bootstrap interval, which is narrow where seeds are few.
+
+    Args:
+        values: (n,) one a seed, at least one.
+        confidence: coverage of the interval.
+        draws: resamples.
+        seed: of the resampling.
+
+    Returns:
+        (mean, low, high).
+
+    >>> bootstrap_mean([0.5, 0.5, 0.5])
+    (0.5, 0.5, 0.5)
+    """
+    given = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = given[rng.integers(0, len(given), (draws, len(given)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])

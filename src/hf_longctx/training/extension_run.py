@@ -97,6 +97,7 @@ class ExtensionRun:
             lengths=lengths,
             seed=self.seed,
             out=self.run.folder / folder,
+            model_name=f"{self.run.record['settings']['model']}, {name}",
         )
         self.run.save(needle=self.run.record.get("needle", {}) | {name: folder})
 
