@@ -21,7 +21,7 @@ from transformers import (
 import hf_longctx as lc
 from families import FAMILIES, build, tokens
 from fingerprint import fingerprint
-from hf_longctx.patterns import Full, Global, Layers, SlidingWindow
+from hf_longctx.patterns import Full, Global, Layers, SlidingWindow, parse
 from hf_longctx.rope import YaRN
 
 CHANGES = {
@@ -248,14 +248,19 @@ def test_describe_shows_each_layer():
     assert [layer.pattern for layer in shown.layers] == ["window:6", "window:32+global:2", "window:6"]
     assert [layer.own_window for layer in shown.layers] == [12, None, 12]
     assert [layer.reach for layer in shown.layers] == [5, 31, 5]
+    assert [layer.reach_so_far for layer in shown.layers] == [5, 36, 41]
+    rules = ("window:6", "window:32+global:2", "window:6")
+    assert [layer.share for layer in shown.layers] == [parse(r).count(256) / Full().count(256) for r in rules]
     assert [layer.rope for layer in shown.layers] == ["none", "yarn:4", "none"]
     assert shown.reach == 5 + 31 + 5
     assert (shown.rope, shown.trained, shown.max_positions) == ("yarn:4", 64, 256)
     assert shown.kv_bytes == 3 * 2 * 2 * 8 * 4
     text = str(shown)
-    for part in ("window:32+global:2", "yarn:4", "reach through 3 layers: 41 tokens", "own window"):
+    for part in ("window:32+global:2", "yarn:4", "reach through 3 layers: 41 tokens", "own window", "sees at 256"):
         assert part in text
     stock = lc.describe(lc.unpatch(model))
     assert [layer.pattern for layer in stock.layers] == ["window:12", "full", "window:12"]
+    assert [layer.share is not None and layer.share < 1 for layer in stock.layers] == [True, False, True]
+    assert [layer.reach_so_far for layer in stock.layers] == [11, None, None]
     assert not stock.patched
     assert stock.reach is None

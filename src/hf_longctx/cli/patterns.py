@@ -77,6 +77,7 @@ def _list() -> None:
 
     from hf_longctx.measure import gallery
     from hf_longctx.measure.heatmap import length_label
+    from hf_longctx.patterns.share import percent
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.add_column("pattern", overflow="fold", ratio=3)
@@ -86,7 +87,7 @@ def _list() -> None:
     table.add_column("cache can shrink", ratio=2)
     table.add_column("source; used by", ratio=5, style="dim")
     for one in gallery.facts():
-        shares = [gallery.percent(one.shares[n]) for n in gallery.LENGTHS]
+        shares = [percent(one.shares[n]) for n in gallery.LENGTHS]
         users = "; ".join(part for part in (one.source, one.used_by) if part)
         name = one.text if one.text.split(":")[0] == one.name else f"{one.name} = {one.text}"
         table.add_row(name, one.sees, *shares, gallery.kept_text(one.keeps), users)

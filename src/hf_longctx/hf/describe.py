@@ -17,6 +17,7 @@ from hf_longctx.hf.undo import STEPS
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns import parse, reach_through
 from hf_longctx.patterns.layers import ATTENTION_KINDS
+from hf_longctx.patterns.share import percent, visible_share
 from hf_longctx.plan import LayerPlan
 from hf_longctx.rope import from_parameters
 from hf_longctx.rope import parse as parse_rope
@@ -39,7 +40,10 @@ class LayerDescription:
         given: the pattern that the plan gives it, None where the layer is stock.
         own_window: the window that it has of its own, in keys.
         backend: how it is computed (at the model's full length), or transformers' implementation where stock.
+        share: visible pairs over those of full causal attention at the length that the config claims; None for
+            Mamba-2, for a pattern of which only the rule is known, and where no length is claimed.
         reach: the largest distance in tokens that information travels in this layer; None where unbounded.
+        reach_so_far: the same through this layer and all below it.
         kv_bytes: bytes of keys and values that one token adds to its cache.
         state_bytes: bytes that a Mamba-2 layer holds for one sequence, whatever its length; 0 for attention.
         crossover: tokens from which on the attention layer in its place would hold more; None for attention.
@@ -55,7 +59,9 @@ class LayerDescription:
     given: str | None
     own_window: int | None
     backend: str
+    share: float | None
     reach: int | None
+    reach_so_far: int | None
     kv_bytes: int
     state_bytes: int
     crossover: int | None
@@ -121,18 +127,21 @@ class Description:
             "pattern",
             "own window",
             "backend",
+            *([] if self.max_positions is None else [f"sees at {self.max_positions:,}"]),
             "reach",
+            "reach so far",
             "KV bytes/token",
             "cache holds",
         )
         rows = [header]
         for first, last in self._runs():
             label = str(first.index) if first is last else f"{first.index}-{last.index}"
-            reach = "unbounded" if first.reach is None else f"{first.reach:,}"
+            reach = (_distance(first.reach), _distance(last.reach_so_far))
+            share = [] if self.max_positions is None else [percent(first.share)]
             own = "-" if first.own_window is None else f"{first.own_window:,}"
             holds = "all keys" if first.cache_keys is None else f"{first.cache_keys:,} keys"
             holds = f"{first.state_bytes:,} bytes" if first.state_bytes else holds
-            seen = (first.pattern, own, first.backend, reach)
+            seen = (first.pattern, own, first.backend, *share, *reach)
             rows.append((label, first.kind, first.rope, *seen, f"{first.kv_bytes:,}", holds))
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
@@ -166,10 +175,11 @@ class Description:
     __repr__ = __str__
 
     def _runs(self) -> list[tuple[LayerDescription, LayerDescription]]:
-        """Runs of equal layers, as (first, last)."""
+        """Runs of layers that are equal but for what lies below them, as (first, last)."""
+        place = {"index": 0, "reach_so_far": 0}
         runs: list[tuple[LayerDescription, LayerDescription]] = []
         for layer in self.layers:
-            if runs and asdict(runs[-1][0]) | {"index": 0} == asdict(layer) | {"index": 0}:
+            if runs and asdict(runs[-1][0]) | place == asdict(layer) | place:
                 runs[-1] = (runs[-1][0], layer)
             else:
                 runs.append((layer, layer))
@@ -213,8 +223,10 @@ def describe(model: Any) -> Description:
     # A model without memory is described as it would run here.
     here = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(here) if model.device.type == "meta" else model.device
+    claimed = getattr(config, "max_position_embeddings", None)
     layers = []
-    for plan in plans:
+    for depth, plan in enumerate(plans, start=1):
+        so_far = _finite(reach_through([p.pattern for p in reversed(plans[:depth])]))
         if plan.index in states:
             layers.append(_state_layer(model, plan, states[plan.index], stored or {}, scaling))
             continue
@@ -233,7 +245,9 @@ def describe(model: Any) -> Description:
                 given=None if plan.given is None else str(plan.given),
                 own_window=plan.own,
                 backend=backend,
+                share=visible_share(plan.pattern, claimed) if claimed else None,
                 reach=_finite(plan.pattern.reach(1)),
+                reach_so_far=so_far,
                 kv_bytes=token_bytes(config, model.dtype.itemsize, modules.get(plan.index))
                 if plan.kind in ATTENTION_KINDS
                 else 0,
@@ -248,7 +262,7 @@ def describe(model: Any) -> Description:
         note=_IDLE if idle else None,
         rope=scaling,
         trained=_trained(config, rope, stored),
-        max_positions=getattr(config, "max_position_embeddings", None),
+        max_positions=claimed,
         implementation=implementation,
         reach=_finite(reach_through([p.pattern for p in reversed(plans)])),
         kv_bytes=sum(layer.kv_bytes for layer in layers),
@@ -274,7 +288,9 @@ def _state_layer(
         given=None,
         own_window=None,
         backend="ssd",
+        share=None,
         reach=None,
+        reach_so_far=None,
         kv_bytes=0,
         state_bytes=held,
         crossover=crossover(held, per_token),
@@ -304,6 +320,10 @@ def _layer_rope(config: Any, kind: str, scaling: str) -> str:
         return scaling
     native = from_parameters(own, max_positions=config.max_position_embeddings)
     return "none" if native is None else str(native)
+
+
+def _distance(tokens: int | None) -> str:
+    return "unbounded" if tokens is None else f"{tokens:,}"
 
 
 def _finite(reach: float) -> int | None:

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.measure.heatmap import length_label, replacing
-from hf_longctx.patterns import Full, Pattern, gallery, parse
+from hf_longctx.patterns import Pattern, gallery, parse
 from hf_longctx.patterns.base import REGISTRY
 from hf_longctx.patterns.presets import PRESETS
 from hf_longctx.patterns.retention import most_kept
+from hf_longctx.patterns.share import percent, visible_share
 
 SIZE = 24
 """Tokens a picture draws."""
 LENGTHS = (4096, 32768, 131072)
 """Tokens at which the visible share is given."""
 
-_EXACT = 1 << 25
-"""Pairs looked at one by one for a pattern that can only be counted that way."""
 _ACCENT, _FUTURE, _BLANK, _TEXT, _QUIET = "#2f4b8f", "#ffffff", "#e3e8e5", "#1d2320", "#68736e"
 _COLUMNS = 5
 
@@ -153,15 +152,8 @@ def _pattern(text: str) -> Pattern:
 
 
 def _facts(name: str, pattern: Pattern, sees: str, source: str, used_by: str) -> Facts:
-    shares = {n: _share(pattern, n) for n in LENGTHS}
+    shares = {n: visible_share(pattern, n) for n in LENGTHS}
     return Facts(name, str(pattern), sees, source, used_by, shares, most_kept(pattern))
-
-
-def _share(pattern: Pattern, n: int) -> float | None:
-    import torch
-
-    counted = type(pattern).count is not Pattern.count or pattern.rows(torch.arange(1)) is not None
-    return pattern.count(n) / Full().count(n) if counted or n * n <= _EXACT else None
 
 
 def _png(path: Path, drawn: Sequence[Picture]) -> None:
@@ -216,12 +208,3 @@ def kept_text(keeps: int | None) -> str:
     ('yes, to 1,023 keys', 'no')
     """
     return "no" if keeps is None else f"yes, to {keeps:,} keys"
-
-
-def percent(share: float | None) -> str:
-    """A share for people.
-
-    >>> percent(0.4375), percent(0.0001), percent(None)
-    ('44%', '0.01%', '-')
-    """
-    return "-" if share is None else f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
