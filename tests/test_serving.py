@@ -249,3 +249,29 @@ def test_inner_padding_and_a_batch_chosen_by_rows():
         step = {"attention_mask": mask[rows], "position_ids": places[rows, 30:], "past_key_values": cache}
         got = model(ids[rows, 30:], **step).logits
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_candidates_are_tried_in_copies_of_the_cache(name):
+    """The loop of contrastive search, which transformers keeps on the hub: repeat rows, try each, keep the chosen."""
+    candidates = 3
+    model, ids = lc.patch(build("llama"), attention=PATTERNS[name]), tokens(2, 12)
+    with torch.no_grad():
+        out = model(ids, use_cache=True)
+    for step in range(10):
+        tried = out.logits[:, -1].topk(candidates).indices.reshape(-1, 1)
+        out.past_key_values.batch_repeat_interleave(candidates)
+        with torch.no_grad():
+            out = model(tried, past_key_values=out.past_key_values)
+        chosen = torch.arange(2) * candidates + step % candidates
+        ids = torch.cat([ids, tried[chosen]], dim=1)
+        out.past_key_values.batch_select_indices(chosen)
+        out.logits = out.logits[chosen]
+        expected = last_logits(model, ids, use_cache=False)
+        torch.testing.assert_close(out.logits[:, -1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_contrastive_search_says_what_it_needs_as_on_a_stock_model():
+    for model in (build("llama"), lc.patch(build("llama"), attention=STREAMING)):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            model.generate(tokens(1, 8), penalty_alpha=0.6, top_k=4, **GREEDY)

@@ -66,8 +66,10 @@ def main() -> None:
     """Measure, print a table, save the numbers after each length."""
     args = arguments()
     results: list[dict[str, Any]] = []
+    commands = [shlex.join(["python", "evals/bench/attention.py", *sys.argv[1:]])]
     if args.resume and args.out and Path(args.out).is_file():
-        results = json.loads(Path(args.out).read_text())["results"]
+        earlier = json.loads(Path(args.out).read_text())
+        results, commands = earlier["results"], list(dict.fromkeys(earlier["commands"] + commands))
     done = {(row["tokens"], row["mode"], row["pattern"]) for row in results}
     columns = ("ours", "causal", "masked", "flex", "pairs", "x pairs", "limit", "memory")
     print(f"{'tokens':>7} {'pattern':<26} " + " ".join(f"{c:>8}" for c in columns))
@@ -79,7 +81,7 @@ def main() -> None:
                 results.append(row)
                 show(row, args)
             if args.out:
-                save(Path(args.out), results, args)
+                save(Path(args.out), results, commands, args)
     if args.plot:
         from attention_plot import draw
 
@@ -230,12 +232,12 @@ def show(row: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"{'':34} {name:<16} {1000 * seconds:9.3f} ms")
 
 
-def save(path: Path, results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Write the numbers with what they were measured on."""
+def save(path: Path, results: list[dict[str, Any]], commands: list[str], args: argparse.Namespace) -> None:
+    """Write the numbers with the commands that made them and what they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "what": "attention under each pattern, beside its peers",
-        "command": shlex.join(["python", "evals/bench/attention.py", *sys.argv[1:]]),
+        "commands": commands,
         "clock": args.clock,
         "shape": {"query_heads": QUERY_HEADS, "kv_heads": KV_HEADS, "head_size": SIZE, "dtype": args.dtype},
         "machine": machine(),

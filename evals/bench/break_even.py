@@ -2,8 +2,8 @@
 
 Times `attend(backend="dense")` and `attend(backend="tiled")` in interleaved rounds at 64 to 4096 keys, for a few
 patterns, forward or (`--backward`) forward and backward. The crossing point of a pattern is the first length from
-which tiled is the faster at every longer one. `BREAK_EVEN` in `attention/backends.py` should be near the largest of
-them.
+which tiled is the faster at every longer one. `BREAK_EVEN` in `attention/backends.py` is one number for all: by it
+full attention and windows lose nothing, and no pattern more than what the table shows at that length.
 
     python evals/bench/break_even.py --out evals/results/break-even-cpu.json
     python evals/bench/break_even.py --clock cpu --threads 1

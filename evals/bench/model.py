@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -143,7 +145,7 @@ def save(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "what": "prefill, decode and cache of a whole model",
-        "command": f"python evals/bench/model.py --lengths {args.lengths} --patterns {' '.join(args.patterns)}",
+        "command": shlex.join(["python", "evals/bench/model.py", *sys.argv[1:]]),
         "settings": {k: getattr(args, k) for k in ("model", "chunk", "tokens", "rounds", "dtype")},
         "machine": machine(),
         "results": rows,
