@@ -13,6 +13,7 @@ import hf_longctx as lc
 from families import build, tokens
 from fingerprint import fingerprint
 from hf_longctx.attention import attend
+from hf_longctx.hf.rotary import geometry
 from hf_longctx.hf.round_trip import check_pattern, same
 from hf_longctx.patterns import (
     Block,
@@ -28,8 +29,9 @@ from hf_longctx.patterns import (
     parse,
 )
 from hf_longctx.patterns.base import REGISTRY
-from hf_longctx.rope import DynamicNTK, Scaling
+from hf_longctx.rope import DynamicNTK
 from hf_longctx.rope.base import _REGISTRY as SCALINGS
+from hf_longctx.training.recipes import find_recipe, plan_stages
 
 
 @pytest.fixture(autouse=True)
@@ -356,4 +358,5 @@ def test_a_scaling_that_would_not_come_back_is_refused():
     with pytest.raises(ValueError, match="rope Hidden would not come back.*frozen dataclass"):
         lc.patch(model, rope=Hidden(3))
     assert fingerprint(model) == before
-    assert issubclass(Hidden, Scaling)
+    with pytest.raises(ValueError, match="rope Hidden would not come back"):
+        plan_stages(find_recipe("default"), geometry(model.config), to=128, rope=Hidden(3))
