@@ -196,14 +196,14 @@ def test_keeps_drops_what_no_later_query_sees(p):
 
 
 @settings(max_examples=200, deadline=None)
-@given(p=st.one_of(single, union))
+@given(p=pattern)
 def test_text_round_trip(p):
     assert parse(str(p)) == p
     assert str(parse(str(p))) == str(p)
 
 
 @settings(max_examples=100, deadline=None)
-@given(p=st.lists(st.one_of(single, union), min_size=1, max_size=3), q=union)
+@given(p=st.lists(pattern, min_size=1, max_size=3), q=st.one_of(union, windowed))
 def test_text_round_trip_of_heads_and_layers(p, q):
     heads = Heads(p)
     assert parse(str(heads)) == heads
@@ -221,6 +221,11 @@ def test_text_round_trip_of_heads_and_layers(p, q):
         ("block:256", Block(256)),
         ("random:3,64,seed=7", Random(3, 64, seed=7)),
         ("random:3,64", Random(3, 64)),
+        ("block:8&window:4+global:2", Block(8).within(4) | Global(2)),
+        ("block:8 & window:6 & window:4", Block(8).within(4)),
+        ("window:8&window:4", SlidingWindow(4)),
+        ("longformer&window:4", SlidingWindow(4) | Global(1).within(4)),
+        ("heads(block:8|full)&window:4", Heads([Block(8).within(4), SlidingWindow(4)])),
         ("full", Full()),
         ("window:1k", SlidingWindow(1024)),
         (" window : 8 + global : 1 ", SlidingWindow(8) | Global(1)),
@@ -246,6 +251,8 @@ def test_parse(text, expected):
         ("window:99999999999999999999", "at most 2147483648"),
         ("block:4,-1", "at least 0"),
         ("window:4+", "empty part"),
+        ("block:4&", "empty part"),
+        ("block:4&global:2", "'global:2'.*behind '&', where only '&window:SIZE' may"),
         ("heads(window:4|full", "parentheses"),
         ("0=full;window:4", "SELECTOR=PATTERN"),
         ("0=full;0=window:4", "twice"),

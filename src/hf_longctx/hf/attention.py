@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from hf_longctx.hf.documents import documents
+from hf_longctx.hf.round_trip import same
 from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.patterns.base import registered
 from hf_longctx.plan import STATE_KIND, LayerPlan, ModelShape, kinds_of, resolve
 
 #: Must contain none of the names that transformers treats specially (flash, sdpa, flex_attention).
@@ -198,7 +200,7 @@ def _dropping(cache: Any, plan: LayerPlan) -> Any:
     layer = None if cache is None else cache.layers[plan.index]
     if not isinstance(layer, EvictingLayer):
         return None
-    if layer.pattern != plan.pattern:
+    if layer.pattern != plan.pattern and not same(layer.pattern, plan.pattern):
         raise ValueError(
             f"layer {plan.index} of past_key_values drops keys under {layer.pattern}, but the model computes "
             f"{plan.pattern}: start with an empty cache"
@@ -257,14 +259,24 @@ def shape_key(config: Any, window: int | None) -> tuple[int, tuple[str, ...], in
     return int(config.num_hidden_layers), kinds, int(heads), window, mamba_layers(config)
 
 
-@lru_cache(maxsize=4096)
 def layer_plan(
     attention: str | None,
     own_windows: str,
     index: int,
     key: tuple[int, tuple[str, ...], int, int | None, tuple[int, ...]],
 ) -> LayerPlan:
-    """The plan of one layer from the text in a config; parsed once."""
+    """The plan of one layer from the text in a config; parsed once, and again when a pattern class is defined."""
+    return _layer_plan(attention, own_windows, index, key, registered())
+
+
+@lru_cache(maxsize=4096)
+def _layer_plan(
+    attention: str | None,
+    own_windows: str,
+    index: int,
+    key: tuple[int, tuple[str, ...], int, int | None, tuple[int, ...]],
+    classes: tuple[type[Pattern], ...],
+) -> LayerPlan:
     layers, kinds, kv_heads, window, mamba = key
     windows = (window,) * layers
     shape = ModelShape(kinds_of(kinds, windows, mamba), windows, kv_heads)

@@ -17,6 +17,7 @@ import torch
 from hf_longctx.hf.cache_argument import cache_among
 from hf_longctx.hf.rotary import hold, original_geometry, rotary_modules, table
 from hf_longctx.rope import Scaling, parse
+from hf_longctx.rope.base import registry
 
 _HELD = "_longctx_length"
 _STAMP = "longctx_length"
@@ -95,10 +96,11 @@ def _static_length(cache: Any) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def _parsed(text: str) -> Scaling:
+def _parsed(text: str, classes: tuple[type[Scaling], ...]) -> Scaling:
+    """Read once, and again when a class is defined: a notebook may define a scaling a second time."""
     return parse(text)
 
 
 def _planned(config: Any) -> Scaling | None:
     stored = getattr(config, "longctx", None)
-    return _parsed(stored["rope"]) if stored and stored.get("rope") else None
+    return _parsed(stored["rope"], tuple(registry().values())) if stored and stored.get("rope") else None

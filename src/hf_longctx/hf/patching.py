@@ -17,6 +17,7 @@ from torch import nn
 from hf_longctx.hf import hooks, mixers, rotary
 from hf_longctx.hf.attention import NAME, PLAN_VERSION, stored_plan
 from hf_longctx.hf.layers import attention_modules, plan_layers
+from hf_longctx.hf.round_trip import check_pattern, check_rope
 from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Swap, Undo
 from hf_longctx.mamba.mamba2 import Mamba2
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
@@ -49,7 +50,8 @@ def patch(
         model: a transformers causal language model.
         attention: a pattern, a plan by layer, or its text, such as `SlidingWindow(1024) | Global(4)` or
             `"0,-1=full;*=window:1024+global:4"`. Layers that no selector covers stay stock; `*` passes over Mamba
-            layers.
+            layers. The config keeps the text, so a class of your own must be registered under a name, and be a frozen
+            dataclass whose fields have a text form.
         rope: a scaling or its text, such as `YaRN(factor=4)` or `"yarn:4"`; `"none"` removes a native one.
         mamba: attention layers that become Mamba-2 layers, such as `Mamba2(layers="1::4")` or `"1::4"`. They start
             from the model's own weights and are worse until they are trained; `docs/hybrids.md` says what to expect.
@@ -100,6 +102,8 @@ def _patch(
     check_backend_name(backend)
     config: Any = model.config
     given = None if attention is None else parse(attention)
+    if given is not None:
+        check_pattern(given)
     hybrid = None if mamba is None else parse_mamba(mamba)
     check_own_windows(own_windows)
     converted: tuple[int, ...] = ()
@@ -108,6 +112,8 @@ def _patch(
     if given is not None:
         _check_attention(model, given, backend, own_windows, converted)
     change = None if rope is None else rotary.plan(config, rope)
+    if change is not None:
+        check_rope(change.scaling)
 
     steps: list[Undo] = list(swaps or ())
     kept = len(steps)

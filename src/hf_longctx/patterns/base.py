@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -41,10 +41,16 @@ class Pattern:
     Positions are logical: a token's index among the real tokens of its own document, so that padding and packing
     never shift a pattern. Causality (k <= q) is implied everywhere and is not the pattern's business.
 
-    >>> class Even(Pattern, name=None):
+    A model keeps the text form of its pattern, so what `patch` takes must read back as it is: a name, and fields of
+    int, float, bool or str, or one of these or None. With `name=None` a class is not registered; `attend` takes it.
+
+    >>> @dataclass(frozen=True)
+    ... class Every(Pattern, name=None):
+    ...     step: int = 2
+    ...
     ...     def allows(self, q, k, *, layer=0, head=0):
-    ...         return k % 2 == 0
-    >>> Even().count(5), Even().reach(1)
+    ...         return k % self.step == 0
+    >>> Every().count(5), Every().reach(1)
     (9, inf)
     """
 
@@ -175,12 +181,13 @@ class Pattern:
         return Union.of(self, other)
 
     def __str__(self) -> str:
-        """The text form, which `hf_longctx.patterns.parse` reads back exactly."""
+        """The text form, which `hf_longctx.patterns.parse` reads back exactly; without a name the class's own."""
+        name = self.name or type(self).__name__
         values = [
-            f"{f.name}={getattr(self, f.name)}" if f.metadata.get("named") else f"{getattr(self, f.name)}"
-            for f in fields(self)
+            (f"{f.name}=" if f.metadata.get("named") else "") + _spelled(getattr(self, f.name))
+            for f in given_fields(type(self))
         ]
-        return f"{self.name}:{','.join(values)}" if values else f"{self.name}"
+        return f"{name}:{','.join(values)}" if values else name
 
 
 def reach_through(patterns: Sequence[Pattern]) -> float:
@@ -217,9 +224,24 @@ def whole(owner: object, field: str, value: object, least: int = 1) -> None:
         raise ValueError(f"{label} is {value}: it must be at most {_LARGEST}; for no limit use the pattern 'full'")
 
 
-def required(cls: type[Pattern]) -> int:
-    """How many fields of a pattern have no default."""
-    return sum(f.default is MISSING and f.default_factory is MISSING for f in fields(cls))
+def registered() -> tuple[type[Pattern], ...]:
+    """The registered classes, as part of a key: what a text form means changes when a class is defined again."""
+    return tuple(REGISTRY.values())
+
+
+def given_fields(cls: type[Pattern]) -> tuple[Field[Any], ...]:
+    """The fields that a pattern is made from, in order; those that it works out itself are left out."""
+    return tuple(f for f in fields(cls) if f.init)
+
+
+def required(cls: type[Pattern]) -> tuple[str, ...]:
+    """The names of the fields that have no default."""
+    return tuple(f.name for f in given_fields(cls) if f.default is MISSING and f.default_factory is MISSING)
+
+
+def _spelled(value: object) -> str:
+    """A field's value in text; without the plus of `1e+16`, which joins patterns."""
+    return str(value).replace("e+", "e") if isinstance(value, float) else str(value)
 
 
 def _chunks(n: int, size: int) -> Iterator[Tensor]:

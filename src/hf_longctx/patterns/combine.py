@@ -166,7 +166,14 @@ class Heads(Pattern, name=None):
 
 @dataclass(frozen=True)
 class Windowed(Pattern, name=None):
-    """A pattern intersected with a sliding window: what a layer with a window of its own leaves of it."""
+    """A pattern intersected with a sliding window: what a layer with a window of its own leaves of it.
+
+    Made by `pattern.within(window)`, which puts each member of a union or of `Heads` behind the window.
+
+    >>> from hf_longctx.patterns import Block, Global
+    >>> str((Block(8) | Global(2)).within(4))
+    'block:8,0&window:4+global:2&window:4'
+    """
 
     inner: Pattern
     window: int
@@ -218,7 +225,7 @@ class Windowed(Pattern, name=None):
         return Windowed(self.inner, min(self.window, window))
 
     def __str__(self) -> str:
-        return f"({self.inner}) within window:{self.window}"
+        return f"{self.inner}&window:{self.window}"
 
 
 def _lowest(patterns: tuple[Pattern, ...], q: Tensor) -> Tensor | None:

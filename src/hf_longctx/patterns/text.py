@@ -1,6 +1,7 @@
 """The text form of patterns: one grammar for the command line, YAML and config.json.
 
 window:1024+global:4            a union
+block:256&window:300+global:4   a member through a sliding window (`&` goes before `+`)
 heads(window:64|full)           by key-value head
 0,-1=full;*=window:1024         by layer (see `Layers`)
 longformer                      a preset
@@ -9,19 +10,22 @@ longformer                      a preset
 from __future__ import annotations
 
 import difflib
+import inspect
 import operator
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from functools import reduce
 from importlib.metadata import entry_points
 from typing import Any
 
-from hf_longctx.patterns.base import REGISTRY, Pattern, required
+from hf_longctx.patterns.base import REGISTRY, Pattern, given_fields, required
 from hf_longctx.patterns.combine import Heads, Union
 from hf_longctx.patterns.layers import SELECTOR, Layers
 from hf_longctx.patterns.presets import PRESETS
+from hf_longctx.patterns.sliding_window import SlidingWindow
 
 ENTRY_POINTS = "hf_longctx.patterns"
 
@@ -42,6 +46,8 @@ def parse(text: str | Pattern | Layers) -> Pattern | Layers:
     Union(members=(SlidingWindow(window=1024), Global(tokens=4)))
     >>> str(parse("0,-1=full;*=window:1k"))
     '0,-1=full;*=window:1024'
+    >>> str(parse("block:8&window:4"))
+    'block:8,0&window:4'
     """
     if isinstance(text, Pattern | Layers):
         return text
@@ -68,8 +74,20 @@ def parse(text: str | Pattern | Layers) -> Pattern | Layers:
 
 
 def _pattern(text: str) -> Pattern:
-    members = [_single(part, text) for part in _split(text, "+")]
+    members = [_through_windows(part, text) for part in _split(text, "+")]
     return reduce(operator.or_, members) if any(isinstance(m, Heads) for m in members) else Union.of(*members)
+
+
+def _through_windows(text: str, whole_text: str) -> Pattern:
+    """A member of a union: a pattern, and behind `&` the windows it is seen through."""
+    first, *rest = _split(text, "&")
+    pattern = _single(first, whole_text)
+    for part in rest:
+        window = _single(part, whole_text)
+        if not isinstance(window, SlidingWindow):
+            raise ValueError(f"{part!r} in {whole_text!r} stands behind '&', where only '&window:SIZE' may")
+        pattern = pattern.within(window.window)
+    return pattern
 
 
 def _single(text: str, whole_text: str) -> Pattern:
@@ -97,9 +115,9 @@ def _lookup(name: str, text: str) -> type[Pattern]:
 
 
 def _build(cls: type[Pattern], body: str) -> Pattern:
-    hints = typing.get_type_hints(cls)
-    order = [f.name for f in fields(cls)]
-    usage = f"{cls.name}:{','.join(_usage(f) for f in fields(cls))}" if order else cls.name
+    order = [f.name for f in given_fields(cls)]
+    usage = f"{cls.name}:{','.join(_usage(f) for f in given_fields(cls))}" if order else cls.name
+    kinds = _kinds(cls)
     values: dict[str, object] = {}
     for i, part in enumerate(body.split(",") if body else []):
         key, equals, value = part.partition("=")
@@ -109,10 +127,17 @@ def _build(cls: type[Pattern], body: str) -> Pattern:
             raise ValueError(
                 f"{cls.name} takes {len(order)} value(s), {usage}; {part!r} in {cls.name}:{body} does not fit"
             )
-        values[key] = _value(value, hints[key], f"{cls.name}.{key}")
-    missing = [name for name in order[: required(cls)] if name not in values]
+        values[key] = _value(value, kinds[key], f"{cls.name}.{key}")
+    missing = [name for name in required(cls) if name not in values]
     if missing:
         raise ValueError(f"{cls.name} needs {', '.join(missing)}: write {usage}")
+    try:
+        inspect.signature(cls).bind(**values)
+    except TypeError as error:
+        raise ValueError(
+            f"{cls.name} cannot be made from text, because {cls.__name__}(...) has arguments that are no fields "
+            f"({error}): make {cls.__name__} a frozen dataclass"
+        ) from error
     return cls(**values)
 
 
@@ -120,7 +145,18 @@ def _usage(field: Field[Any]) -> str:
     return field.name if field.default is MISSING else f"{field.name}={field.default}"
 
 
-def _value(text: str, kind: object, label: str) -> object:
+def _kinds(cls: type[Pattern]) -> dict[str, Any]:
+    """The type of each field."""
+    try:
+        return typing.get_type_hints(cls)
+    except (NameError, TypeError) as error:
+        raise ValueError(
+            f"{cls.name} cannot be made from text, because the types of {cls.__name__}'s fields cannot be read "
+            f"({error}): use int, float, bool, str, or one of these or None"
+        ) from error
+
+
+def _value(text: str, kind: Any, label: str) -> object:
     if kind is int:
         match = re.fullmatch(r"(-?\d{1,30})([km]?)", text.lower())
         if match is None:
@@ -135,7 +171,19 @@ def _value(text: str, kind: object, label: str) -> object:
             return float(text)
         except ValueError as error:
             raise ValueError(f"{label} is {text!r}: it must be a number") from error
-    return text
+    if isinstance(kind, type) and issubclass(kind, str):
+        return kind(text)
+    allowed = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in map(str, allowed):
+            raise ValueError(f"{label} is {text!r}: it must be one of {', '.join(map(str, allowed))}")
+        return next(value for value in allowed if str(value) == text)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union) and len(allowed) == 2 and type(None) in allowed:
+        return None if text == "None" else _value(text, next(k for k in allowed if k is not type(None)), label)
+    shown = getattr(kind, "__name__", kind) if not allowed else kind
+    raise ValueError(
+        f"{label} is of type {shown}, which has no text form: make it int, float, bool, str, or one of these or None"
+    )
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -173,10 +221,11 @@ def gallery(sizes: Mapping[str, int] | None = None) -> Iterable[tuple[str, Patte
         if text is None:
             if sizes is None:
                 small = {"window": 6, "tokens": 2, "size": 4}
-                chosen = {f.name: small.get(f.name, 2) for f in fields(cls)[: max(required(cls), 2)]}
+                first = [f.name for f in given_fields(cls)[:2] if _kinds(cls)[f.name] is int]
+                chosen = {f: small.get(f, 2) for f in dict.fromkeys((*first, *required(cls)))}
             else:
-                order = [f.name for f in fields(cls)]
-                chosen = {f: sizes.get(f, 128) for f in order if f in order[: required(cls)] or f in sizes}
+                order = [f.name for f in given_fields(cls)]
+                chosen = {f: sizes.get(f, 128) for f in order if f in required(cls) or f in sizes}
             text = f"{name}:{','.join(f'{k}={v}' for k, v in chosen.items())}" if chosen else name
         yield name, _pattern(text)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from hf_longctx.hf.rotary import RopeGeometry
+from hf_longctx.hf.round_trip import check_rope
 from hf_longctx.rope import NTK, Scaling, parse
 from hf_longctx.rope.text import read_length
 
@@ -232,6 +233,8 @@ def plan_stages(
     Raises:
         ValueError: no window given, one that extends nothing, windows that disagree, a method that follows the length.
     """
+    if isinstance(rope, Scaling):
+        check_rope(rope)
     method = recipe.rope if rope is None else str(rope)
     fixed = recipe.stages[0].theta is not None and rope is None
     if fixed and (stages is not None or to is not None):
