@@ -63,22 +63,37 @@ def test_what_cannot_be_read_is_named(tmp_path):
         list(open_corpus(file, field="body").train(0)) + list(open_corpus(file, field="body").held_out())
 
 
-def test_a_data_set_by_name(folder):
-    """`datasets` loads a local folder of JSON lines by its module's name as it does one of the hub."""
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A data set of five shards, which `datasets` streams as it does one of the hub."""
     datasets = pytest.importorskip("datasets")
-    stream = datasets.load_dataset("json", data_files=str(folder / "c.jsonl"), split="train", streaming=True)
-    import hf_longctx.training.corpus as module
+    for shard in range(5):
+        lines = (json.dumps({"text": f"shard {shard}, row {row}"}) + "\n" for row in range(37))
+        (tmp_path / f"{shard}.jsonl").write_text("".join(lines))
+    load, files = datasets.load_dataset, sorted(map(str, tmp_path.glob("*.jsonl")))
+    calls = []
 
-    original = datasets.load_dataset
-    datasets.load_dataset = lambda *args, **kwargs: stream
-    try:
-        corpus = module.open_corpus("some/name")
-    finally:
-        datasets.load_dataset = original
-    train, held = list(corpus.train(0)), list(corpus.held_out())
-    assert held == ["line 19", "line 39"]
-    assert sorted(train + held) == sorted(f"line {i}" for i in range(40))
-    assert list(corpus.train(0)) == train
+    def loaded(*args, **kwargs):
+        calls.append((args, kwargs))
+        return load("json", data_files=files, split="train", streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    return calls
+
+
+def test_nothing_of_a_data_set_is_both_held_out_and_trained_on(hub):
+    """Shuffling a stream shuffles its shards too, so that a row's number does not say which row it is."""
+    corpus = open_corpus("some/name")
+    held = list(corpus.held_out())
+    assert held == list(corpus.held_out())
+    assert 3 <= len(held) <= 20
+    everything = sorted(f"shard {shard}, row {row}" for shard in range(5) for row in range(37))
+    orders = [list(corpus.train(seed)) for seed in range(4)]
+    for train in orders:
+        assert not set(train) & set(held)
+        assert sorted(train + held) == everything
+    assert len({tuple(train) for train in orders}) == 4
+    assert orders[0] == list(corpus.train(0))
 
 
 def test_sequences_are_the_same_every_time(folder, byte_tokenizer):
