@@ -10,9 +10,11 @@ from hf_longctx.hf.patching import is_patched
 from hf_longctx.hf.rotary import geometry
 from hf_longctx.rope import Scaling
 
+from .checks import positive, whole
 from .corpus import open_corpus
 from .extension_run import ExtensionRun
-from .recipes import Recipe, find_recipe, plan_stages
+from .recipes import Recipe, find_recipe
+from .stage_plan import plan_stages
 from .stages import accumulation, open_run, origin, processes_for
 from .tuning import check_tune
 
@@ -104,8 +106,10 @@ def extend(
     from hf_longctx.hf.loading import load_config
 
     how = find_recipe(recipe)
-    tuned = tune or how.tune
+    tuned = how.tune if tune is None else tune
     check_tune(tuned)
+    whole("save_every", save_every)
+    positive("max_first_loss", max_first_loss)
     named = isinstance(model, str)
     if not named and tokenizer is None:
         raise ValueError("tokenizer is None: give the loaded model's tokenizer, or the model by name")

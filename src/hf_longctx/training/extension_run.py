@@ -199,7 +199,9 @@ class ExtensionRun:
         from .trainer import make_trainer
 
         reference = self.run.record["reference_loss"]
-        limit = max_first_loss or first_loss_limit(reference, self.model.config.get_text_config().vocab_size)
+        limit = max_first_loss
+        if limit is None:
+            limit = first_loss_limit(reference, self.model.config.get_text_config().vocab_size)
         guards = Guards(
             first_limit=limit, reference=reference, clip=self.recipe.clip, checkpoint_bytes=checkpoint_bytes,
             rope=stage.rope,
