@@ -92,7 +92,8 @@ def extend(
         device: `cpu` or `cuda`, where `model` is a name.
         report_to: where the trainer logs to besides its own files, such as `tensorboard`.
         progress: whether to print a line a step on stderr.
-        model_name: what the card calls the model; None takes the name it was loaded by.
+        model_name: what the card calls the model, such as the hub id of one that is loaded from a folder; None takes
+            the name it was loaded by.
         command: how the user started this; kept for the card.
 
     Returns:
@@ -103,7 +104,7 @@ def extend(
             wrong.
         ModuleNotFoundError: a package is missing.
     """
-    from hf_longctx.hf.loading import load_config
+    from hf_longctx.hf.loading import hub_id, load_config
 
     how = find_recipe(recipe)
     tuned = how.tune if tune is None else tune
@@ -131,7 +132,8 @@ def extend(
     processes = processes_for(str(device) == "cpu" if named else model.device.type == "cpu")
     for stage in planned:
         accumulation(stage.batch, micro_batch, processes.num_processes)
-    name = model_name or (model if named else (config._name_or_path or type(model).__name__))
+    loaded_by = model if named else config._name_or_path
+    name = model_name or loaded_by or type(model).__name__
     settings = {
         "model": name, "data": corpus.name, "text_field": text_field, "split": split, "recipe": how.name,
         "tune": tuned, "rank": how.rank, "alpha": how.alpha, "stages": [asdict(stage) for stage in planned],
@@ -140,7 +142,12 @@ def extend(
     run = open_run(Path(out), settings, kind="extend", processes=processes)
     if run.record["finished"]:
         return run.record
-    run.save(trained_length=numbers.trained, **origin(source=how.source, data=corpus.label, command=command))
+    base = hub_id(name) or hub_id(loaded_by)
+    run.save(
+        trained_length=numbers.trained,
+        base_model=base,
+        **origin(source=how.source, data=corpus.label, command=command),
+    )
 
     if named:
         model, tokenizer = _load(model, tuned, dtype, device, processes)
