@@ -66,7 +66,8 @@ def distill(
             converted and healed; `unpatch` gives it its attention back.
         tokenizer: its tokenizer, where `model` is loaded.
         mamba: which layers, and from what they start, as for `patch`.
-        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set's name.
+        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set, as
+            `open_corpus` takes it.
         out: folder for the result and what a killed run needs.
         attention: a pattern for the layers that stay, as for `patch`; the teacher has it too.
         rope: a scaling, as for `patch`; the teacher has it too.

@@ -64,7 +64,8 @@ def extend(
     Args:
         model: hub id, local folder, `demo`, or a loaded causal language model that is not patched; changed in place.
         tokenizer: its tokenizer, where `model` is loaded.
-        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set's name.
+        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set, as
+            `open_corpus` takes it.
         out: folder for the result and what a killed run needs.
         to: the window asked for, in tokens.
         rope: method in place of the recipe's, such as `yarn`; with a factor, `to` may be left out.
