@@ -157,7 +157,7 @@ def test_lines_take_eight_bytes_each_and_none_is_kept(tmp_path):
     list(itertools.islice(corpus.train(0), 3))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 30 * count  # places and an order, 8 bytes each, and arrays that grow; an object a line took 280
+    assert peak < 30 * count  # places and an order, 8 bytes each, and arrays that grow; an object a line took 218
     assert f"{count} documents" in corpus.label
     assert next(corpus.held_out()).startswith("document 19 ")
 
