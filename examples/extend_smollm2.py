@@ -17,7 +17,9 @@ parser.add_argument("model", nargs="?", default="demo", help="hub id, local fold
 parser.add_argument("--to", default="16k", help="the window asked for")
 parser.add_argument("--length", default="2k", help="tokens of a training sequence")
 parser.add_argument("--steps", type=int, default=100)
-parser.add_argument("--data", default="prose", help="kjv, prose, a folder or file of text, or a data set's name")
+parser.add_argument(
+    "--data", default="prose", help="kjv, prose, a folder or file of text, or a data set's NAME[:CONFIG]"
+)
 parser.add_argument("--out", default="runs/smollm2-extended")
 arguments = parser.parse_args()
 

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="hub id, local folder, or demo")
     parser.add_argument("--lengths", default="256,512,1k", help="tokens of the sequence")
-    parser.add_argument("--tunes", default="lora,full", help="of lora, lora-plus, full")
+    parser.add_argument("--tunes", default="lora,lora-plus,full", help="of lora, lora-plus, full")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", default="evals/results/planner.json", help="file for the numbers, '' for none")

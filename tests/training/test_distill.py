@@ -72,10 +72,10 @@ def test_a_healed_model_is_better_and_its_teacher_untouched(tmp_path, byte_token
             "`align`",
             "curves.png",
             "0/1 (0%",
-            "base_model",
             "mamba=0,2, attention=window:200+global:4",
         )
     )
+    assert "base_model" not in card  # what the model is called here is no hub id
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert not (tmp_path / "stages").exists()
     assert all(p.requires_grad for p in model.parameters())

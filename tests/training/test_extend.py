@@ -44,7 +44,9 @@ def test_the_result_loads_in_plain_transformers(tmp_path, tiny_folder, tune):
     assert model.config.use_cache
     assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 128
     card = (tmp_path / "README.md").read_text()
-    assert all(word in card for word in ("yarn:2", "generated prose", "scaled, not trained", "base_model"))
+    assert all(word in card for word in ("yarn:2", "generated prose", "scaled, not trained"))
+    assert "base_model" not in card  # a folder of this machine is none
+    assert str(tiny_folder.parent) not in card
     stock = AutoModelForCausalLM.from_pretrained(tiny_folder)
     ids = torch.arange(3, 103)[None]
     with torch.no_grad():
@@ -66,6 +68,24 @@ def test_needles_before_and_after_are_of_the_model_by_its_name(tmp_path, tiny_fo
         assert str(tiny_folder) not in (tmp_path / record["needle"][when] / "report.html").read_text()
 
 
+def test_too_little_held_out_text_is_said_before_training_and_in_the_card(tmp_path, tiny_folder, caplog):
+    data = tmp_path / "short.txt"
+    data.write_text("a short text of which a tenth is held out, " * 20)
+    given = SMALL | {"data": data, "steps": 1, "model_name": "owner/tiny"}
+    record = extend(str(tiny_folder), out=tmp_path / "run", **given)
+    said = "holds out 87 tokens, fewer than the window of 128"
+    assert sum(said in one.getMessage() for one in caplog.records) == 1
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "Only 87 tokens of the data are held out, fewer than the window of 128" in card
+    assert 'base_model: "owner/tiny"' in card
+    assert [row["tokens"] for row in record["perplexity"]["trained"]] == [31, 32, 23]
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "some text to train on"}\n' * 9 + '{"text": ""}\n')
+    with pytest.raises(ValueError, match="holds out no text to measure on"):
+        extend(str(tiny_folder), out=tmp_path / "none", **given | {"data": lines})
+    extend(str(tiny_folder), out=tmp_path / "unmeasured", measure=False, **given | {"data": lines})
+
+
 def test_an_adapter_carries_its_rope_and_refuses_an_unscaled_base(tmp_path, tiny_folder):
     extend(str(tiny_folder), out=tmp_path, tune="lora-plus", merge=False, **QUICK)
     assert not (tmp_path / "model.safetensors").exists()
@@ -73,8 +93,6 @@ def test_an_adapter_carries_its_rope_and_refuses_an_unscaled_base(tmp_path, tiny
         load_adapter(make_tiny(), tmp_path)
     with pytest.raises(ValueError, match="other frequencies"):
         load_adapter(lc.patch(make_tiny(), rope="yarn:4"), tmp_path)
-    with pytest.raises(ValueError, match="no adapter that carries"):
-        load_adapter(make_tiny(), tiny_folder)
     ids = torch.arange(3, 103)[None]
     with torch.no_grad():
         by_hand = load_adapter(lc.patch(make_tiny(), rope="yarn:2"), tmp_path).eval()(ids).logits
@@ -242,6 +260,11 @@ def test_a_full_disk_is_seen_before_it_is_written_to(tmp_path, tiny_folder, monk
         ({"recipe": "yarn-61"}, "did you mean"),
         ({"to": 64}, "extends nothing"),
         ({"batch": 3, "micro_batch": 2}, "multiple of 2"),
+        ({"batch": -2}, "batch is -2: it must be a whole number, at least 1"),
+        ({"micro_batch": 0}, "micro_batch is 0: it must be"),
+        ({"save_every": 0}, "save_every is 0: it must be"),
+        ({"max_first_loss": 0.0}, r"max_first_loss is 0\.0: it must be a finite number above 0"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0: it must be"),
         ({"data": "no/such/thing"}, "cannot be opened"),
         ({"length": 1}, "at least 3 tokens"),
         ({"attention": "windw:4"}, "windw"),

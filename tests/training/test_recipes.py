@@ -6,7 +6,8 @@ import pytest
 
 from hf_longctx.hf.rotary import RopeGeometry
 from hf_longctx.rope import NTK, parse
-from hf_longctx.training.recipes import RECIPES, find_recipe, parse_steps, plan_stages
+from hf_longctx.training.recipes import RECIPES, Recipe, Step, find_recipe
+from hf_longctx.training.stage_plan import parse_steps, plan_stages
 
 LLAMA2 = RopeGeometry(dim=128, base=1e4, trained=4096, max_positions=4096, current=None)
 
@@ -62,7 +63,14 @@ def test_own_stages_lengths_and_options():
 
 def test_steps_are_shared_out():
     assert [s.steps for s in plan_stages(find_recipe("yarn-32"), LLAMA2, steps=30)] == [20, 10]
-    assert sum(s.steps for s in plan_stages(find_recipe("easycontext"), LLAMA2, steps=50)) == 50
+
+
+@pytest.mark.parametrize("steps", [7, 8, 9, 50, 4640])
+def test_as_many_steps_as_asked_for(steps):
+    shared = [s.steps for s in plan_stages(find_recipe("easycontext"), LLAMA2, steps=steps)]
+    assert sum(shared) == steps
+    assert min(shared) >= 1
+    assert max(shared) == max(shared[:2])  # what does not divide is taken from or given to the largest
 
 
 @pytest.mark.parametrize(
@@ -78,12 +86,44 @@ def test_steps_are_shared_out():
         ("default", {"stages": "8k"}, "WINDOW:STEPS"),
         ("default", {"to": 8192, "length": 9000}, "longer than the window"),
         ("yarn-32", {"steps": 1}, "at least one"),
+        ("yarn-32", {"to": 8192}, "recipe 'yarn-32': a stage with a window of 4096 extends nothing"),
+        ("default", {"stages": "1:3,8k:5"}, "window of 1 extends nothing, since the model is for 4096"),
+        ("default", {"stages": "4k:5,8k:5"}, "window of 4096 extends nothing"),
+        ("default", {"stages": "16k:5,8k:5,32k:5"}, "window of 8192 comes after one of 16384"),
+        ("default", {"to": 8192, "batch": -2}, r"batch is -2: .*at least 1"),
+        ("default", {"to": 8192, "batch": 0}, r"batch is 0: .*at least 1"),
+        ("default", {"to": 8192, "batch": 2.0}, r"batch is 2\.0: .*whole"),
+        ("default", {"to": 8192, "steps": 0}, r"steps is 0: .*at least 1"),
+        ("default", {"to": 8192, "length": 0}, r"length is 0: .*at least 1"),
+        ("default", {"to": 8192, "learning_rate": 0.0}, r"learning_rate is 0\.0: .*finite number above 0"),
+        ("default", {"to": 8192, "learning_rate": -1e-4}, r"learning_rate is -0\.0001"),
+        ("default", {"to": 8192, "learning_rate": float("nan")}, "learning_rate is nan"),
+        ("default", {"to": 8192, "learning_rate": float("inf")}, "learning_rate is inf"),
         ("easycontext", {"to": 8192}, "of its own"),
     ],
 )
 def test_what_cannot_be_is_refused(recipe, given, words):
     with pytest.raises(ValueError, match=words):
         plan_stages(find_recipe(recipe), LLAMA2, **given)
+
+
+def test_a_stage_within_what_a_scaled_model_claims_is_refused():
+    """It would compute with the frequencies that the model has."""
+    scaled = RopeGeometry(dim=128, base=1e4, trained=4096, max_positions=65536, current=parse("yarn:16"))
+    with pytest.raises(ValueError, match="window of 65536 extends nothing, since the model is for 65536"):
+        plan_stages(find_recipe("yarn-32"), scaled, to=131072)
+
+
+def test_an_own_recipe_is_checked_too_and_its_zeros_are_kept():
+    own = {"name": "own", "source": "me", "rope": "yarn", "tune": "full", "stages": (Step(5),)}
+    with pytest.raises(ValueError, match="batch of recipe 'own' is 0"):
+        plan_stages(Recipe(**own, batch=0), LLAMA2, to=8192)
+    with pytest.raises(ValueError, match="learning_rate of recipe 'own' is 0"):
+        plan_stages(Recipe(**{**own, "stages": (Step(5, learning_rate=0),)}), LLAMA2, to=8192)
+    with pytest.raises(ValueError, match="steps of a stage of recipe 'own' is 0"):
+        plan_stages(Recipe(**{**own, "stages": (Step(0),)}), LLAMA2, to=8192)
+    fixed = Recipe(**{**own, "stages": (Step(5, window=8192, length=1024), Step(5, length=1))})
+    assert [(s.window, s.length) for s in plan_stages(fixed, LLAMA2, to=16384)] == [(8192, 1024), (16384, 1)]
 
 
 def test_a_slip_names_the_nearest_recipe():

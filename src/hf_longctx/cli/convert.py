@@ -38,7 +38,7 @@ def convert(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Text to choose on: kjv, prose, a folder, a file, a data set's name."),
+        typer.Option("--data", help="Text to choose on: kjv, prose, a folder, a file, a data set: NAME, NAME:CONFIG."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="Rows of text to choose on.")] = 8,
     length: Annotated[str, typer.Option("--length", help="Tokens of such a row.")] = "512",

@@ -17,7 +17,11 @@ def distill(
     model: Model,
     mamba: Annotated[str, typer.Option("--mamba", help="Layers to convert and how, such as 1::4.")],
     data: Annotated[
-        str, typer.Option("--data", help="Text: kjv, prose, a folder, a file (.txt .md .jsonl), a data set's name.")
+        str,
+        typer.Option(
+            "--data",
+            help="Text: kjv, prose, a folder, a file (.txt .md .jsonl .parquet), a data set: NAME, NAME:CONFIG.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the result; a stopped run goes on there.")],
     attention: Annotated[str | None, typer.Option("--attention", help="A pattern for the layers that stay.")] = None,

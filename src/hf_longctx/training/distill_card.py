@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+from hf_longctx.hf.loading import hub_id
 
 from .phases import OBJECTIVES
 
@@ -19,8 +22,10 @@ def write_card(record: dict[str, Any], picture: str | None = None) -> str:
         picture: name of the file of curves, if there is one.
     """
     settings, trained = record["settings"], record["trained"]
+    base = hub_id(settings["model"])
+    name = base or Path(settings["model"]).name
     metadata = {
-        "base_model": settings["model"],
+        **({"base_model": base} if base else {}),  # the hub refuses what is no id of its own
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["mamba2", "hybrid", "hf_longctx"],
@@ -32,8 +37,8 @@ def write_card(record: dict[str, Any], picture: str | None = None) -> str:
     table, rows = quality_rows(record)
     lines = [
         f"---\n{head}\n---\n",
-        f"# {settings['model']} with Mamba-2 layers\n",
-        f"Attention layers {layers} of {settings['model']} are Mamba-2 layers (`{plan}`), healed by "
+        f"# {name} with Mamba-2 layers\n",
+        f"Attention layers {layers} of {name} are Mamba-2 layers (`{plan}`), healed by "
         f"distillation from the model itself. {trained['parameters']:,} of {trained['of']:,} parameters were trained: "
         f"{trained['what']}.\n",
         "## Training\n",

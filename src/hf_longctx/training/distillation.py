@@ -14,6 +14,7 @@ from hf_longctx.mamba.mamba2 import Mamba2
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 
 from .checkpoints import bytes_of, check_disk
+from .checks import whole
 from .corpus import Corpus, open_corpus
 from .dataset import PackedDataset, held_out_ids
 from .phases import DEFAULT, OPTIMIZER, Phase, read_phases
@@ -65,7 +66,8 @@ def distill(
             converted and healed; `unpatch` gives it its attention back.
         tokenizer: its tokenizer, where `model` is loaded.
         mamba: which layers, and from what they start, as for `patch`.
-        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set's name.
+        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set, as
+            `open_corpus` takes it.
         out: folder for the result and what a killed run needs.
         attention: a pattern for the layers that stay, as for `patch`; the teacher has it too.
         rope: a scaling, as for `patch`; the teacher has it too.
@@ -100,6 +102,7 @@ def distill(
     from hf_longctx.hf.loading import load_config, load_model
 
     plan, phases = parse_mamba(mamba), read_phases(stages, batch=batch, length=length)
+    whole("save_every", save_every)
     named = isinstance(model, str)
     if not named and tokenizer is None:
         raise ValueError("tokenizer is None: give the loaded model's tokenizer, or the model by name")

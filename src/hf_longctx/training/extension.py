@@ -10,9 +10,11 @@ from hf_longctx.hf.patching import is_patched
 from hf_longctx.hf.rotary import geometry
 from hf_longctx.rope import Scaling
 
+from .checks import positive, whole
 from .corpus import open_corpus
 from .extension_run import ExtensionRun
-from .recipes import Recipe, find_recipe, plan_stages
+from .recipes import Recipe, find_recipe
+from .stage_plan import plan_stages
 from .stages import accumulation, open_run, origin, processes_for
 from .tuning import check_tune
 
@@ -62,7 +64,8 @@ def extend(
     Args:
         model: hub id, local folder, `demo`, or a loaded causal language model that is not patched; changed in place.
         tokenizer: its tokenizer, where `model` is loaded.
-        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set's name.
+        data: training text: `kjv`, `prose`, a folder or file of text or JSON lines, or a data set, as
+            `open_corpus` takes it.
         out: folder for the result and what a killed run needs.
         to: the window asked for, in tokens.
         rope: method in place of the recipe's, such as `yarn`; with a factor, `to` may be left out.
@@ -90,7 +93,8 @@ def extend(
         device: `cpu` or `cuda`, where `model` is a name.
         report_to: where the trainer logs to besides its own files, such as `tensorboard`.
         progress: whether to print a line a step on stderr.
-        model_name: what the card calls the model; None takes the name it was loaded by.
+        model_name: what the card calls the model, such as the hub id of one that is loaded from a folder; None takes
+            the name it was loaded by.
         command: how the user started this; kept for the card.
 
     Returns:
@@ -101,11 +105,13 @@ def extend(
             wrong.
         ModuleNotFoundError: a package is missing.
     """
-    from hf_longctx.hf.loading import load_config
+    from hf_longctx.hf.loading import hub_id, load_config
 
     how = find_recipe(recipe)
-    tuned = tune or how.tune
+    tuned = how.tune if tune is None else tune
     check_tune(tuned)
+    whole("save_every", save_every)
+    positive("max_first_loss", max_first_loss)
     named = isinstance(model, str)
     if not named and tokenizer is None:
         raise ValueError("tokenizer is None: give the loaded model's tokenizer, or the model by name")
@@ -127,7 +133,8 @@ def extend(
     processes = processes_for(str(device) == "cpu" if named else model.device.type == "cpu")
     for stage in planned:
         accumulation(stage.batch, micro_batch, processes.num_processes)
-    name = model_name or (model if named else (config._name_or_path or type(model).__name__))
+    loaded_by = model if named else config._name_or_path
+    name = model_name or loaded_by or type(model).__name__
     settings = {
         "model": name, "data": corpus.name, "text_field": text_field, "split": split, "recipe": how.name,
         "tune": tuned, "rank": how.rank, "alpha": how.alpha, "stages": [asdict(stage) for stage in planned],
@@ -136,7 +143,12 @@ def extend(
     run = open_run(Path(out), settings, kind="extend", processes=processes)
     if run.record["finished"]:
         return run.record
-    run.save(trained_length=numbers.trained, **origin(source=how.source, data=corpus.label, command=command))
+    base = hub_id(name) or hub_id(loaded_by)
+    run.save(
+        trained_length=numbers.trained,
+        base_model=base,
+        **origin(source=how.source, data=corpus.label, command=command),
+    )
 
     if named:
         model, tokenizer = _load(model, tuned, dtype, device, processes)

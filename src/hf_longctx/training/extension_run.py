@@ -51,6 +51,8 @@ class ExtensionRun:
 
     def before(self, planned: tuple[Stage, ...], *, measure: bool, needle: tuple[int, ...]) -> None:
         """Measure the model as it is and scaled without training, once."""
+        if measure and "held_out_tokens" not in self.run.record:
+            self.run.save(held_out_tokens=len(self._held_out(planned[-1].window)))
         if "reference_loss" not in self.run.record:
             self.run.save(reference_loss=self._reference_loss())
         final = planned[-1]
@@ -83,8 +85,26 @@ class ExtensionRun:
     def _perplexity(self, window: int) -> list[dict[str, Any]]:
         from .held_out import by_position, position_bins
 
+        return by_position(self.model, self._held_out(window), position_bins(self.trained, window))
+
+    def _held_out(self, window: int) -> list[int]:
+        """Ids of the text to measure on; a warning where it does not fill the window.
+
+        Raises:
+            ValueError: there is none.
+        """
         ids = held_out_ids(self.corpus, self.tokenizer, window)
-        return by_position(self.model, ids, position_bins(self.trained, window))
+        if len(ids) < 2:
+            raise ValueError(
+                f"data={self.corpus.name!r} holds out no text to measure on, since it has too few documents: give "
+                "more text, or leave measuring out (--no-measure, measure=False)"
+            )
+        if len(ids) < window and self.processes.is_main_process and "held_out_tokens" not in self.run.record:
+            logger.warning(
+                "data=%r holds out %s tokens, fewer than the window of %s: perplexity beyond them is not measured; "
+                "give more text", self.corpus.name, f"{len(ids):,}", f"{window:,}",
+            )  # fmt: skip
+        return ids
 
     def _needle(self, name: str, lengths: tuple[int, ...], variants: list[str]) -> None:
         from hf_longctx.measure.needle import run_needle
@@ -199,7 +219,9 @@ class ExtensionRun:
         from .trainer import make_trainer
 
         reference = self.run.record["reference_loss"]
-        limit = max_first_loss or first_loss_limit(reference, self.model.config.get_text_config().vocab_size)
+        limit = max_first_loss
+        if limit is None:
+            limit = first_loss_limit(reference, self.model.config.get_text_config().vocab_size)
         guards = Guards(
             first_limit=limit, reference=reference, clip=self.recipe.clip, checkpoint_bytes=checkpoint_bytes,
             rope=stage.rope,
@@ -240,7 +262,8 @@ class ExtensionRun:
         self.model.eval()
         lora = self.tuned != "full"
         if lora and writes:
-            save_adapter(adapted, folder / "adapter" if merge else folder, window=final.window)
+            base = self.run.record.get("base_model")
+            save_adapter(adapted, folder / "adapter" if merge else folder, window=final.window, base=base)
         if lora:
             adapted.merge_and_unload()
             self.model.to(self.dtype)

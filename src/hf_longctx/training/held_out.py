@@ -42,7 +42,12 @@ def token_losses(model: Any, ids: Sequence[int]) -> Tensor:
 
     Returns:
         (len(ids) - 1,) float32 on the CPU: -log p of token i + 1 given those before it, in nats.
+
+    Raises:
+        ValueError: fewer than two ids, of which none follows another.
     """
+    if len(ids) < 2:
+        raise ValueError(f"ids has {len(ids)} tokens: a loss needs at least 2, one that follows another")
     tokens = torch.tensor([list(ids)], device=model.device)
     length = tokens.shape[1]
     was_training, losses, cache = model.training, [], None

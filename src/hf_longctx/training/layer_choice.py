@@ -129,7 +129,7 @@ def choose_layers(
         tokenizer: its tokenizer.
         budget_kv: share of the stock cache that may be kept, states of the new layers included; above 0, below 1.
         mamba: candidates (a layer selector, or `*` for all attention layers) and options, as for `patch`.
-        data: text to read: `kjv`, `prose`, a folder or file, or a data set's name.
+        data: text to read: `kjv`, `prose`, a folder or file, or a data set (`NAME` or `NAME:CONFIG`).
         length: tokens of a row.
         rows: how many.
         tokens: the length at which the cache is counted; None takes the window that the config claims.

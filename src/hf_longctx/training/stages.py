@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoints import KEPT, bytes_of, check_disk, drop_torn, whole_checkpoints
+from .checks import whole
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -31,16 +32,18 @@ def accumulation(batch: int, micro_batch: int, processes: int) -> int:
     """How many times each process computes before an optimizer step.
 
     Raises:
-        ValueError: a batch that the processes cannot share evenly.
+        ValueError: a number below 1, or a batch that the processes cannot share evenly.
 
     >>> accumulation(8, 2, 2)
     2
     """
+    whole("batch", batch)
+    whole("micro_batch", micro_batch)
     at_once = micro_batch * processes
-    if micro_batch < 1 or batch % at_once:
+    if batch % at_once:
         raise ValueError(
             f"batch is {batch}, which {processes} process(es) with micro_batch={micro_batch} cannot share evenly: "
-            f"choose a multiple of {max(at_once, 1)}"
+            f"choose a multiple of {at_once}"
         )
     return batch // at_once
 

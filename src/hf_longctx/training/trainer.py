@@ -85,7 +85,7 @@ def make_trainer(
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would put an old loss in the place of one that is not a number
-        save_steps=save_every or min(max(stage.steps // 10, 1), 100),
+        save_steps=min(max(stage.steps // 10, 1), 100) if save_every is None else save_every,
         save_total_limit=KEPT,
         remove_unused_columns=False,
         report_to=report_to,
