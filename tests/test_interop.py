@@ -152,8 +152,9 @@ def test_data_parallel_wrapping():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        loss = wrapped(ids, labels=ids).loss
-        loss.backward()
+        wrapped(ids, labels=ids).loss.backward()
         assert model.lm_head.weight.grad is not None
+        # The group must not go with the last wrapper: that would wait for a thread while holding the GIL it needs.
+        del wrapped
     finally:
         torch.distributed.destroy_process_group()
