@@ -31,7 +31,8 @@ from hf_longctx.patterns import (
 from hf_longctx.patterns.base import REGISTRY
 from hf_longctx.rope import DynamicNTK
 from hf_longctx.rope.base import _REGISTRY as SCALINGS
-from hf_longctx.training.recipes import find_recipe, plan_stages
+from hf_longctx.training.recipes import find_recipe
+from hf_longctx.training.stage_plan import plan_stages
 
 
 @pytest.fixture(autouse=True)
