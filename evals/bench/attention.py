@@ -11,8 +11,13 @@ k, v and out (and of their gradients).
 
     python evals/bench/attention.py --plot evals/results/attention-cpu.png
     python evals/bench/attention.py --lengths 4k --patterns window:256 --modes forward --out ""
+    python evals/bench/attention.py --modes decode --lengths 32k --clock cpu --threads 1 --out ""
     python evals/bench/attention.py --clock cpu --threads 1 --lengths 16k   # steadier while others use the machine
     python evals/bench/attention.py --device cuda --dtype bfloat16
+
+`--modes decode` times one token against a cache of that length instead, beside SDPA over all of its keys with the
+query heads of a group as rows, which is how transformers decodes. The cache grows by a token from call to call, and
+which keys are read is worked out anew in each; the layers of a model share that.
 
 With `--device cuda` every backend that can is timed, by CUDA events. That part has not yet been run on a GPU.
 """
@@ -31,13 +36,27 @@ from typing import Any
 import peers
 import torch
 from rounds import Runs, extra_bytes, machine, once, rounds
+from torch.nn.functional import scaled_dot_product_attention
 
 from hf_longctx.attention import attend, check_backend
 from hf_longctx.cli.shared import parse_lengths
-from hf_longctx.patterns import Full, parse
+from hf_longctx.patterns import Full, Heads, parse
 
 QUERY_HEADS, KV_HEADS, SIZE = 9, 3, 64
+DECODE = "decode"
 MODES = ("forward", "forward+backward")
+#: Patterns whose decoding is timed besides.
+DECODED = [
+    "global:4",
+    "dilated:512,4",
+    "fixed:128,32",
+    "mistral",
+    "streaming",
+    "longformer",
+    "heads(window:1024|full)",
+]
+#: Tokens decoded in a round.
+TOKENS = 8
 PATTERNS = [
     "full",
     "window:1024",
@@ -75,9 +94,11 @@ def main() -> None:
     print(f"{'tokens':>7} {'pattern':<26} " + " ".join(f"{c:>8}" for c in columns))
     for length in parse_lengths(args.lengths):
         for mode in args.modes:
-            texts = [text for text in args.patterns if (length, mode, text) not in done]
+            patterns = args.patterns or PATTERNS + (DECODED if mode == DECODE else [])
+            texts = [text for text in patterns if (length, mode, text) not in done]
             print(f"{length:7} {mode}")
-            for row in measure(length, mode, texts, args) if texts else ():
+            run = decoded if mode == DECODE else measure
+            for row in run(length, mode, texts, args) if texts else ():
                 results.append(row)
                 show(row, args)
             if args.out:
@@ -93,8 +114,8 @@ def arguments() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="2k,4k,8k,16k,32k,64k,128k", help="tokens, separated by commas")
-    parser.add_argument("--patterns", nargs="+", default=PATTERNS, help="text forms")
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--patterns", nargs="+", help="text forms, instead of the usual ones")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=(*MODES, DECODE))
     parser.add_argument("--repeats", type=int, default=5, help="rounds, at most")
     parser.add_argument("--seconds", type=float, default=60, help="fewer rounds if they would take longer")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -179,6 +200,44 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
         }
 
 
+@torch.no_grad()
+def decoded(length: int, mode: str, texts: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of all patterns: median seconds of a token at `length`, beside SDPA over all keys."""
+    rng = torch.Generator().manual_seed(0)
+    most = length + TOKENS
+    q, k, v = (
+        torch.randn(1, heads, n, SIZE, generator=rng).to(args.device, getattr(torch, args.dtype))
+        for heads, n in ((QUERY_HEADS, 1), (KV_HEADS, most), (KV_HEADS, most))
+    )
+    rows = q.unflatten(1, (KV_HEADS, -1)).flatten(2, 3)
+    calls: dict[str, Callable[[int], torch.Tensor]] = {
+        "all keys": lambda n: scaled_dot_product_attention(rows, k[:, :, :n], v[:, :, :n])
+    }
+    for text in texts:
+        pattern = parse(text)
+        calls[text] = lambda n, pattern=pattern: attend(q, k[:, :, :n], v[:, :, :n], pattern)
+    runs: Runs = {
+        name: lambda call=call: [call(n + 1) for n in range(length, most)][-1] for name, call in calls.items()
+    }
+    taken = rounds(runs, args.repeats, clock=args.clock, seconds=args.seconds)
+    median = {name: statistics.median(each) / TOKENS for name, each in taken.items()}
+    for text in texts:
+        pattern = parse(text)
+        entries = pattern.entries if isinstance(pattern, Heads) else (pattern,)
+        seen = [one.count(most) - one.count(most - 1) for one in entries]
+        yield {
+            "mode": mode,
+            "tokens": length,
+            "pattern": text,
+            "seconds": median[text],
+            "all_keys_seconds": median["all keys"],
+            "times_as_fast": median["all keys"] / median[text],
+            "visible_keys": sum(seen) / len(seen),
+            "all_seconds": [s / TOKENS for s in taken[text]],
+            "all_all_keys_seconds": [s / TOKENS for s in taken["all keys"]],
+        }
+
+
 def compared(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, text: str, backward: bool, args: argparse.Namespace
 ) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -221,6 +280,14 @@ def show(row: dict[str, Any], args: argparse.Namespace) -> None:
     def cell(value: float | None, digits: int = 3) -> str:
         return f"{'-':>8}" if value is None else f"{value:8.{digits}f}"
 
+    if row["mode"] == DECODE:
+        print(
+            f"{row['tokens']:7} {row['pattern']:<26} {1000 * row['seconds']:8.3f} ms, all keys "
+            f"{1000 * row['all_keys_seconds']:.3f} ms: {row['times_as_fast']:.2f}x as fast, "
+            f"{row['visible_keys']:.0f} keys",
+            flush=True,
+        )
+        return
     print(
         f"{row['tokens']:7} {row['pattern']:<26} {cell(row['seconds'])} {cell(row['causal_seconds'])} "
         f"{cell(row['masked_seconds'])} {cell(row['flex_seconds'])} {cell(row['pairs'], 4)} "

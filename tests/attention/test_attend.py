@@ -146,6 +146,33 @@ def test_text_and_scale():
     assert not torch.allclose(a, attend(Q, K, K, "window:3"))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("rows", "keys"), [(12, 12), (1, 12), (3, 300), (300, 300)])
+def test_the_dtype_is_the_same_on_every_backend_and_length(backend, rows, keys, eager_flex):
+    """The query's; autocast's under autocast, computed in it, with what a model gives it: values in 16 bits."""
+    if backend == "flash":
+        pytest.skip("needs CUDA")
+    q, k, v = torch.randn(1, 4, rows, 8), torch.randn(1, 2, keys, 8), torch.randn(1, 2, keys, 8)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        same = (x.to(dtype) for x in (q, k, v))
+        assert attend(*same, SlidingWindow(9) | Global(2), backend=backend).dtype == dtype
+    want = attend(*(x.bfloat16() for x in (q, k, v)), SlidingWindow(9), backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend(q, k, v.bfloat16(), SlidingWindow(9), backend=backend)
+        assert torch.is_autocast_enabled("cpu")
+        if backend != "flex":
+            assert attend(*(x.double() for x in (q, k, v)), SlidingWindow(9), backend=backend).dtype == torch.float64
+        with pytest.raises(TypeError, match="int64"):
+            attend(q.long(), k, v, SlidingWindow(9), backend=backend)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, want)
+    if backend != "flex":
+        q.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            attend(q, k, v, SlidingWindow(9), backend=backend).float().sum().backward()
+        assert q.grad.dtype == torch.float32
+
+
 def test_values_of_another_head_size():
     v = torch.randn(2, 2, 12, 5)
     assert attend(Q, K, v, Full()).shape == (2, 4, 10, 5)

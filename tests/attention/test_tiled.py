@@ -1,5 +1,7 @@
 """The engine against the oracle. The yardstick is plain attention in the same dtype: at most twice its error."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
 from hf_longctx.attention import attend
-from hf_longctx.patterns import Block, Full, Pattern, SlidingWindow, gallery, parse
+from hf_longctx.patterns import Block, Full, Pattern, Random, SlidingWindow, gallery, parse
+from hf_longctx.patterns.base import given_fields
 from hf_longctx.patterns.geometry import Own, disjoint
 from hf_longctx.patterns.tiles import lower
 from peak import Peak
@@ -99,6 +102,54 @@ def test_float64_passes_a_numerical_gradient_check(pattern):
     assert torch.autograd.gradcheck(lambda *x: attend(*x, pattern, backend="tiled"), (q, k, v))
 
 
+@pytest.mark.parametrize(("n", "size"), [(97, 111), (113, 59), (1023, 40), (1025, 59)])
+@pytest.mark.parametrize("pattern", [p for _, p in gallery()], ids=str)
+def test_lengths_and_head_sizes_off_the_grid(pattern, n, size):
+    """Every registered pattern at each of them, forward and backward, so that no draw of `cases` has to."""
+    rng = torch.Generator().manual_seed(n)
+    q = torch.randn(1, 2, n, size, generator=rng, requires_grad=True)
+    k, v = (torch.randn(1, 1, n, size, generator=rng, requires_grad=True) for _ in range(2))
+    out, exact = (attend(q, k, v, pattern, backend=b) for b in ("tiled", "reference"))
+    assert error(out, exact) < 5e-6
+    for a, b in zip(*(gradients(o, (q, k, v)) for o in (out, exact))):
+        assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
+
+
+HUGE = 1 << 31
+
+
+def huge():
+    """Every registered pattern with each of its sizes, and all, as large as they may be, and in unions."""
+    for _, pattern in gallery():
+        names = [f.name for f in given_fields(type(pattern)) if type(getattr(pattern, f.name)) is int]
+        for chosen in dict.fromkeys([*((name,) for name in names), tuple(names)]):
+            if chosen == ("summary",):
+                continue  # at most the stride
+            one = replace(pattern, **dict.fromkeys(chosen, HUGE))
+            yield from (one, one | parse("window:5+global:2"), one | Block(30), one.within(70), one | Odd())
+
+
+@pytest.mark.parametrize("pattern", list(dict.fromkeys(huge())), ids=str)
+def test_sizes_as_large_as_they_may_be(pattern):
+    """Also at positions past 2**31, and for a few rows."""
+    rng = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(1, 1, 150, 8, generator=rng, requires_grad=True) for _ in range(3))
+    for rows in (150, 3, 1):
+        outs = [attend(q[:, :, -rows:], k, v, pattern, backend=b) for b in ("reference", "tiled", "dense", "auto")]
+        for out in outs[1:]:
+            assert error(out, outs[0]) < 2e-6
+        for a, b in zip(gradients(outs[1], (q, k, v)), gradients(outs[0], (q, k, v))):
+            assert error(a, b) < 1e-5
+    far = {"positions": torch.arange(HUGE - 30, HUGE + 120)[None]}
+    if (
+        not isinstance(pattern, Random)
+        and "random" not in str(pattern)
+        and Odd() not in getattr(pattern, "members", ())
+    ):
+        got, want = (attend(q, k, v, pattern, backend=b, **far) for b in ("tiled", "reference"))
+        assert error(got, want) < 2e-6
+
+
 class Stateful(Pattern, name=None):
     """A plain class whose state no one can compare."""
 
@@ -142,6 +193,29 @@ def test_what_must_not_be_read_is_not_read(case: Case, backend: str):
     for a, b, d in zip(gradients(got, poisoned), gradients(want, clean), dead):
         assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
         assert (a.masked_select(d) == 0).all()
+
+
+@pytest.fixture
+def poisoned_buffers():
+    """Memory that is made without a value is NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "dense", "auto"])
+@pytest.mark.parametrize("pattern", [*SMALL, parse("bigbird")], ids=str)
+def test_no_buffer_is_read_before_it_is_written(pattern, backend, poisoned_buffers):
+    """Forward and backward, decoding too, with padding on the left and rows that see nothing."""
+    q, k, v = (torch.randn(2, h, 300, 8, requires_grad=True) for h in (4, 2, 2))
+    valid = torch.arange(300) >= torch.tensor([[0], [9]])
+    for rows in (300, 130, 2, 1):
+        out = attend(q[:, :, -rows:], k, v, pattern, backend=backend, valid=valid)
+        assert all(x.isfinite().all() for x in (out, *gradients(out, (q, k, v))))
+        with torch.no_grad():
+            assert attend(q[:, :, -rows:], k, v, pattern, backend=backend, valid=valid).isfinite().all()
 
 
 @given(patterns(), st.integers(0, 300), st.integers(1, 300), st.integers(0, 100), st.integers(1, 200))

@@ -57,7 +57,8 @@ def attend(
             which keys have been dropped.
 
     Returns:
-        (B, Hq, Lq, Dv) in the query's dtype.
+        (B, Hq, Lq, Dv) in the query's dtype. Under `torch.autocast` in autocast's dtype, in which it is then computed,
+        whatever the backend and the length: so does torch's own attention (float64 stays as it is there).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -70,18 +71,25 @@ def attend(
     (torch.Size([1, 4, 6, 8]), True)
     """
     pattern = one_pattern(pattern)
+    if isinstance(query, Tensor) and _autocast(query.device.type):
+        low = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (_lowered(x, low) for x in (query, key, value))
+        # Some backends call operators that autocast knows, others do not: none shall see it.
+        with torch.autocast(query.device.type, enabled=False):
+            tokens = {"valid": valid, "segments": segments, "positions": positions}
+            return attend(query, key, value, pattern, scale=scale, backend=backend, layer=layer, **tokens)
     _check(query, key, value, valid, segments, positions)
     check_backend_name(backend)
     scale = _scale(scale, query.shape[-1])
-    kv_heads = key.shape[1]
-    group = query.shape[1] // kv_heads
-    each = pattern.spread(kv_heads) if isinstance(pattern, Heads) else (pattern,) * kv_heads
     layout = _layout(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
     if query.numel() == 0:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
+    if not isinstance(pattern, Heads):
+        return _attend(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, head=0)
+    group = query.shape[1] // key.shape[1]
     outs, head = [], 0
-    for one, run in groupby(each):
+    for one, run in groupby(pattern.spread(key.shape[1])):
         stop = head + len(list(run))
         q, k, v = query[:, head * group : stop * group], key[:, head:stop], value[:, head:stop]
         outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
@@ -113,10 +121,21 @@ def _attend(
             for name, why in backends.preferred(request, layout.keys, layout.queries)
             if name != "flash" or flash.misplaced(layout, len(query)) is None
         )
-        _announce(str(pattern), chosen, reason)
+        if logger.isEnabledFor(logging.INFO):
+            _announce(str(pattern), chosen, reason)
         few = layout.queries <= min(decode.FEW, layout.keys - 1)
         compute = decode.attend if few and chosen == "dense" else ATTEND[chosen]
     return compute(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
+
+
+def _autocast(kind: str) -> bool:
+    return torch.is_autocast_enabled(kind) if torch.amp.is_autocast_available(kind) else False
+
+
+def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What autocast makes of an argument; other things are left for `_check` to name."""
+    takes = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+    return x.to(dtype) if takes else x
 
 
 def _layout(queries: int, keys: int, **tensors: Tensor | None) -> Layout:

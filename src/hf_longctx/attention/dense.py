@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -40,7 +42,7 @@ def attend(
         seen = layout.visible(
             pattern, (0, layout.queries), (0, layout.keys), device=query.device, layer=layer, heads=heads
         )
-        return masked(query, key, value, seen, scale=scale)
+        return masked(query, key, value, Sight.of(seen), scale=scale)
 
     ordered = layout.ordered()
     first = layout.keys - layout.queries
@@ -49,7 +51,7 @@ def attend(
         stop = min(start + step, layout.queries)
         end = first + stop if ordered else layout.keys
         seen = layout.visible(pattern, (start, stop), (0, end), device=query.device, layer=layer, heads=heads)
-        return masked(query[:, :, start:stop], key[:, :, :end], value[:, :, :end], seen, scale=scale)
+        return masked(query[:, :, start:stop], key[:, :, :end], value[:, :, :end], Sight.of(seen), scale=scale)
 
     starts = range(0, layout.queries, step)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
@@ -59,39 +61,58 @@ def attend(
     return torch.cat([p for p in parts if p is not None], dim=2)
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, *, scale: float) -> Tensor:
+@dataclass(frozen=True)
+class Sight:
+    """A mask that has been looked at: made once, it serves all layers.
+
+    Attributes:
+        seen: bool (B or 1, Hkv or 1, R, K), rows that see nothing opened; None where all is seen.
+        blind: rows that see nothing, bool (B or 1, Hkv or 1, R, 1); None where there are none.
+        unread: keys that no row sees, bool (B or 1, Hkv or 1, K, 1); None where there are none.
+    """
+
+    seen: Tensor | None = None
+    blind: Tensor | None = None
+    unread: Tensor | None = None
+
+    @classmethod
+    def of(cls, seen: Tensor) -> Sight:
+        """Look at `seen`, bool (B or 1, Hkv or 1, R, K)."""
+        if bool(seen.all()):
+            return cls()
+        blind, unread = ~seen.any(-1, keepdim=True), ~seen.any(-2).unsqueeze(-1)
+        some_blind, some_unread = bool(blind.any()), bool(unread.any())
+        return cls(
+            seen | blind if some_blind else seen, blind if some_blind else None, unread if some_unread else None
+        )
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: float) -> Tensor:
     """One call under a mask.
 
     Args:
         query: (B, Hq, R, D).
         key: (B, Hkv, K, D).
         value: (B, Hkv, K, Dv).
-        seen: bool (B or 1, Hkv or 1, R, K), or None where all is seen.
+        sight: who sees what.
         scale: factor on the scores.
 
     Returns:
-        (B, Hq, R, Dv); 0 where a row sees no key, in gradients too. Keys that no row sees are not read.
+        (B, Hq, R, Dv); 0 where a row sees no key, in gradients too. Keys that are `unread` are not read.
     """
     kv_heads = key.shape[1]
     group = query.shape[1] // kv_heads
-    blind = None
-    if seen is not None:
-        blind, unseen = ~seen.any(-1, keepdim=True), ~seen.any(-2).unsqueeze(-1)
-        if bool(unseen.any()):
-            key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
-        if not bool(blind.any()):
-            blind = None
-        if bool(seen.all()):
-            seen = None
+    if sight.unread is not None:
+        key, value = key.masked_fill(sight.unread, 0), value.masked_fill(sight.unread, 0)
     q = query.unflatten(1, (kv_heads, group))  # (B, Hkv, G, R, D)
-    if blind is not None and seen is not None:
-        q = q.masked_fill(blind[:, :, None], 0)
-        seen = seen | blind
+    if sight.blind is not None:
+        q = q.masked_fill(sight.blind[:, :, None], 0)
     # The query heads of a group become rows of one problem, so that no key is repeated.
-    if seen is not None and group > 1:
+    seen = sight.seen
+    if seen is not None and group > 1 and seen.shape[2] > 1:
         seen = seen[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
     out = scaled_dot_product_attention(q.flatten(2, 3), key, value, attn_mask=seen, scale=scale)
     out = out.unflatten(2, (group, -1))
-    if blind is not None:
-        out = out.masked_fill(blind[:, :, None], 0)
+    if sight.blind is not None:
+        out = out.masked_fill(sight.blind[:, :, None], 0)
     return out.flatten(1, 2)

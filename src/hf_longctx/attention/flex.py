@@ -146,11 +146,11 @@ def _stretches(
 ) -> list[tuple[int, int]]:
     """Runs of key blocks in which the rows [start, stop) may see something."""
     first = layout.keys - layout.queries
-    spans = None
-    if layout.plain:
-        spans = decode.spans_of(pattern, torch.arange(first + start, first + stop), layer=layer)
-    if spans is None:
-        spans = [(0, first + stop if ordered else layout.keys)]
+    spans = [(0, first + stop if ordered else layout.keys)]
+    if layout.plain and not pattern.by_head:
+        rows = pattern.rows(torch.arange(first + start, first + stop), layer=layer)
+        if rows is not None and not rows.steps:
+            spans = [(run.start, run.stop) for run in rows.slices() or ()]
     runs: list[tuple[int, int]] = []
     for a, b in spans:
         low, high = a // BLOCK, -(-min(b, layout.keys) // BLOCK)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hf_longctx.patterns import Pattern
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +31,7 @@ class Layout:
     positions: Tensor | None = None
     documents: Tensor | None = None
     given: bool = False
+    _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -77,6 +82,12 @@ class Layout:
             before = before - torch.where(new, before, 0).cummax(1).values
         return cls(queries, keys, torch.where(real, before, -1), documents)
 
+    def remember(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        """What was made for `key` before, or is made now: it lives as long as the layout, which all layers share."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
     @property
     def plain(self) -> bool:
         """Whether there is one document and no padding."""
@@ -107,7 +118,7 @@ class Layout:
         Args:
             pattern: the rule.
             rows: first and one past the last query row.
-            keys: first and one past the last stored key, or their indices, (S,) or (B or 1, S).
+            keys: first and one past the last stored key, or their indices, (S,) or (B or 1, heads or 1, S).
             device: where the mask shall be.
             layer: index of the layer, for patterns that depend on it.
             heads: indices of the key-value heads, for patterns that depend on them.
@@ -116,24 +127,25 @@ class Layout:
             Bool tensor (B or 1, heads or 1, rows, keys).
         """
         at = torch.arange(*keys, device=device) if isinstance(keys, tuple) else keys
-        at = at if at.dim() == 2 else at[None]
+        at = at if at.dim() == 3 else at[None, None]
         first = self.keys - self.queries
-        row = torch.arange(first + rows[0], first + rows[1], device=device)[None]
-        if self.positions is None:
-            q, k = row, at
-        else:
-            q, k = (_take(self.positions, i) for i in (row, at))
-        q, k = q[:, None, :, None], k[:, None, None, :]
+        row = torch.arange(first + rows[0], first + rows[1], device=device)[None, None]
+        q, k = (x if self.positions is None else _take(self.positions, x) for x in (row, at))
+        q, k = q[..., None], k[:, :, None, :]
         seen = (k <= q) & (k >= 0)
         if self.documents is not None:
-            seen = seen & (_take(self.documents, row)[:, None, :, None] == _take(self.documents, at)[:, None, None, :])
+            seen = seen & (_take(self.documents, row)[..., None] == _take(self.documents, at)[:, :, None, :])
         # A rule need not know about padding: show it real positions only.
         q, k = q.clamp(min=0), k.clamp(min=0)
-        each = [pattern.allows(q, k, layer=layer, head=h) for h in (heads if pattern.by_head else heads[:1])]
-        return seen & (each[0] if len(each) == 1 else torch.cat([e.expand(seen.shape) for e in each], dim=1))
+        if not pattern.by_head:
+            return seen & pattern.allows(q, k, layer=layer, head=heads[0])
+        each = k.expand(-1, len(heads), -1, -1).split(1, dim=1)
+        allowed = [pattern.allows(q, one, layer=layer, head=h) for h, one in zip(heads, each)]
+        shape = torch.broadcast_shapes(q.shape, each[0].shape)
+        return seen & torch.cat([x.expand(shape) for x in allowed], dim=1)
 
 
 def _take(table: Tensor, at: Tensor) -> Tensor:
-    """Look `at` (B or 1, S) up in `table` (B or 1, Lk), row by row."""
+    """Look `at` (B or 1, H, S) up in `table` (B or 1, Lk), row by row."""
     batch = max(table.shape[0], at.shape[0])
-    return table.expand(batch, -1).gather(1, at.expand(batch, -1))
+    return table.expand(batch, -1).gather(1, at.expand(batch, -1, -1).flatten(1)).view(batch, *at.shape[1:])

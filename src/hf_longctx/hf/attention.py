@@ -151,7 +151,6 @@ def longctx_attention(
     dropping = _dropping(longctx_cache, layer)
     if dropping is not None:
         positions = dropping.positions(mask)
-    query, key, value = _lowered(query, key, value)
     live = positions.shape[-1]
     if key.shape[2] < live:
         raise ValueError(
@@ -176,17 +175,6 @@ def longctx_attention(
     if dropping is not None:
         dropping.settle(mask)
     return out.transpose(1, 2).contiguous(), None
-
-
-def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values in autocast's dtype, where it is on, as it does itself for torch's own attention.
-
-    A residual stream in float32 makes RoPE's results float32; the values, which it does not touch, stay in 16 bits.
-    """
-    kind = tensors[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return tensors
-    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
 
 
 def _dropping(cache: Any, plan: LayerPlan) -> Any:
@@ -286,8 +274,10 @@ def _layer_plan(
 
 def _documents(positions: Tensor, position_ids: Tensor | None, queries: int) -> dict[str, Tensor | None]:
     """The arguments that tell `attend` about padding and packing; documents only where there is no cache."""
+    if not positions.shape[-1] == queries > 1:
+        return {"positions": positions}
     valid = positions >= 0
-    found = documents(valid, position_ids) if positions.shape[-1] == queries > 1 else None
+    found = documents(valid, position_ids)
     if found is None:
         return {"positions": positions}
     return {"valid": valid.expand(found.shape[0], -1), "segments": found}

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from hf_longctx.attention.recent import Recent, same
 from hf_longctx.hf.attention import eager
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.retention import most_kept
 
+#: For the masks seen last, slots and their positions: layers that store the same keys share these, and with them all
+#: that is worked out of positions.
+_POSITIONS: Recent[list[tuple[Tensor, Tensor]]] = Recent(2)
 #: Bytes of the slot number that is stored beside each key.
 SLOT_BYTES = 8
 
@@ -155,7 +159,15 @@ class EvictingLayer(DynamicLayer):
                 f"the cache has seen {self.seen} tokens, but the mask is for {mask.shape[1]}: pass an attention_mask "
                 "for all tokens, those in the cache included, and the cache as the model returned it"
             )
-        return mask if len(self.slots) == self.seen else mask[:, self.slots]
+        if len(self.slots) == self.seen:
+            return mask
+        key = same(mask)
+        known = [] if key is None else _POSITIONS.get(key, list)
+        for slots, positions in known:
+            if slots.shape == self.slots.shape and torch.equal(slots, self.slots):
+                return positions
+        known.append((self.slots, mask[:, self.slots]))
+        return known[-1][1]
 
     def settle(self, mask: Tensor) -> None:
         """Drop what no later query may see, if the buffers are full. Ends a forward.

@@ -42,7 +42,10 @@ def _columns(shape: Columns, rows: tuple[int, int], keys: tuple[int, int]) -> It
 
 def _drawn(shape: Drawn, rows: tuple[int, int], keys: tuple[int, int]) -> Iterator[Tile]:
     size = shape.size
-    blocks = torch.arange(rows[0] // size, (rows[1] - 1) // size + 1)
+    # The first block has none before it.
+    blocks = torch.arange(max(rows[0] // size, 1), (rows[1] - 1) // size + 1)
+    if not len(blocks):
+        return
     drawn = shape.pattern.draws(blocks, layer=shape.layer, head=shape.head)
     picks = drawn[:, :, None] * size + torch.arange(size) - keys[0]
     there = (drawn[:, :, None] >= 0) & (picks >= 0) & (picks < keys[1] - keys[0])

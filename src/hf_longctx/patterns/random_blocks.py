@@ -51,10 +51,16 @@ class Random(Pattern, name="random"):
     def draws(self, block: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
         """The blocks that query blocks `block` (any shape) see: that shape plus (blocks,), int64, -1 where none.
 
+        The last dimension is shorter where there are fewer earlier blocks than that for any of `block`.
         Floyd's sampling without replacement (Bentley and Floyd, 1987), driven by a counter-based hash.
         """
-        chosen = torch.full((*block.shape, self.blocks), -1, dtype=torch.int64, device=block.device)
         block = block.to(torch.int64)
+        earlier = int(block.max()) if block.numel() else 0
+        if earlier <= self.blocks:
+            # All of them, in order.
+            every = torch.arange(min(max(earlier, 0), self.blocks), device=block.device)
+            return torch.where(every < block[..., None], every, -1)
+        chosen = torch.full((*block.shape, self.blocks), -1, dtype=torch.int64, device=block.device)
         for i in range(self.blocks):
             top = block - self.blocks + i  # the newest candidate that may be drawn in this round
             key = _mix(_mix(_mix(_mix(block + 1) + i) + layer) + head) + self.seed
@@ -68,16 +74,20 @@ class Random(Pattern, name="random"):
 
     def allows(self, q: Tensor, k: Tensor, *, layer: int = 0, head: int = 0) -> Tensor:
         """K // size is one of the blocks drawn for q // size."""
-        drawn = self.draws(q // self.size, layer=layer, head=head)
-        key_block = k // self.size
-        seen = torch.zeros(torch.broadcast_shapes(q.shape, k.shape), dtype=torch.bool, device=q.device)
-        for i in range(self.blocks):
+        own, key_block = q // self.size, k // self.size
+        drawn = self.draws(own, layer=layer, head=head)
+        # Where there are no more than `blocks` earlier ones, all are seen.
+        seen = (own <= self.blocks) & (key_block < own)
+        for i in range(drawn.shape[-1] if int(own.max() if own.numel() else 0) > self.blocks else 0):
             seen = seen | (drawn[..., i] == key_block)
         return seen
 
     def rows(self, q: Tensor, *, layer: int = 0, head: int = 0) -> Rows:
         """A span for each drawn block."""
-        drawn = self.draws(q // self.size, layer=layer, head=head)
+        own = q // self.size
+        drawn = self.draws(own, layer=layer, head=head)
+        if drawn.shape[-1] < self.blocks or not q.numel():
+            return Rows(q, ((torch.zeros_like(q), own * self.size),))  # all earlier blocks
         spans = []
         for i in range(self.blocks):
             start = drawn[..., i] * self.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
 from torch import Tensor
@@ -118,13 +118,22 @@ class Tile:
             picks = self.picks.to(device or self.picks.device)
             seen = seen & (picks >= 0)[:, None]
             k = key + picks.clamp(min=0)[:, None]
+        last = max(row + self.row, key + self.key) + self.copies + self.count * self.step
+        last += self.spacing * max(self.rows, self.keys)
         if self.only is not None:
-            seen = seen & _holds(self.only, q, k)
+            seen = seen & _holds(self.only, q, k, last)
         for other in self.minus:
-            seen = seen & ~_holds(other, q, k)
+            seen = seen & ~_holds(other, q, k, last)
         return seen[0] if self.shared and seen.dim() == 3 else seen
 
 
-def _holds(shape: Shape, q: Tensor, k: Tensor) -> Tensor:
-    """`shape.holds`, in int32 where only our own arithmetic is asked: the tables of many problems are large."""
-    return shape.holds(q, k) if isinstance(shape, Own | Drawn) else shape.holds(q.int(), k.int())
+def _holds(shape: Shape, q: Tensor, k: Tensor, last: int) -> Tensor:
+    """`shape.holds`, in int32 where only our own arithmetic is asked, of small numbers: tables of many are large."""
+    narrow = not isinstance(shape, Own | Drawn) and max(last, _largest(shape)) < 1 << 31
+    return shape.holds(q.int(), k.int()) if narrow else shape.holds(q, k)
+
+
+def _largest(shape: Shape) -> int:
+    """The largest number in a shape's definition."""
+    values = [getattr(shape, f.name) for f in fields(shape)]
+    return max(_largest(x) if is_dataclass(x) else x or 0 for x in values)  # type: ignore[arg-type]
