@@ -92,7 +92,7 @@ def reads(pattern: Pattern, layout: Layout, device: torch.device, *, layer: int,
 
 def _by_rows(pattern: Pattern, layout: Layout, layer: int, heads: range) -> list[Stored] | None:
     """For each different row of the batch, and each head: what it reads. None where it is not known that way."""
-    if layout.documents is not None or pattern.rows(torch.zeros(1, dtype=torch.int64), layer=layer) is None:
+    if layout.documents is not None:
         return None
     if layout.positions is None:
         queries, places = [torch.arange(layout.keys - layout.queries, layout.keys)], [[(0, layout.keys, 0)]]
@@ -108,7 +108,9 @@ def _by_rows(pattern: Pattern, layout: Layout, layer: int, heads: range) -> list
     for q, place in zip(queries, places):
         for head in heads:
             rows = pattern.rows(q, layer=layer, head=head)
-            found.append(() if rows is None or not len(q) else _stored(rows, place))
+            if rows is None:
+                return None
+            found.append(_stored(rows, place))
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from hf_longctx.patterns.geometry import Drawn, Shape
 from hf_longctx.patterns.rows import Rows
 
 _MASK32 = 0xFFFFFFFF
+#: Query blocks, and draws for each, up to which plain numbers are quicker than tensors.
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Random(Pattern, name="random"):
         The last dimension is shorter where there are fewer earlier blocks than that for any of `block`.
         Floyd's sampling without replacement (Bentley and Floyd, 1987), driven by a counter-based hash.
         """
+        if block.numel() <= _FEW and self.blocks <= _FEW:
+            each = [_draw(self.blocks, self.seed, b, layer, head) for b in block.flatten().tolist()]
+            most = max((len(one) for one in each), default=self.blocks)
+            table = torch.tensor([[*one, *[-1] * (most - len(one))] for one in each], dtype=torch.int64)
+            return table.view(*block.shape, most).to(block.device)
         block = block.to(torch.int64)
         earlier = int(block.max()) if block.numel() else 0
         if earlier <= self.blocks:
@@ -63,8 +71,7 @@ class Random(Pattern, name="random"):
         chosen = torch.full((*block.shape, self.blocks), -1, dtype=torch.int64, device=block.device)
         for i in range(self.blocks):
             top = block - self.blocks + i  # the newest candidate that may be drawn in this round
-            key = _mix(_mix(_mix(_mix(block + 1) + i) + layer) + head) + self.seed
-            drawn = _mix(key) % (top + 1).clamp(min=1)
+            drawn = _hash(block, i, layer, head, self.seed) % (top + 1).clamp(min=1)
             taken = (chosen[..., :i] == drawn[..., None]).any(dim=-1)
             pick = torch.where(taken, top, drawn)
             # Fewer earlier blocks than wanted: take them all, in order.
@@ -99,7 +106,25 @@ class Random(Pattern, name="random"):
         return (Drawn(self, self.size, layer, head),)
 
 
-def _mix(x: Tensor) -> Tensor:
+@lru_cache(maxsize=1 << 14)
+def _draw(blocks: int, seed: int, block: int, layer: int, head: int) -> tuple[int, ...]:
+    """What `Random.draws` gives for one block, in plain numbers: in a decoding step it is asked of a few rows."""
+    if block <= blocks:
+        return tuple(range(block))
+    chosen: list[int] = []
+    for i in range(blocks):
+        top = block - blocks + i
+        drawn = _hash(block, i, layer, head, seed) % (top + 1)
+        chosen.append(top if drawn in chosen else drawn)
+    return tuple(chosen)
+
+
+def _hash(block: Any, i: int, layer: int, head: int, seed: int) -> Any:
+    """A 32-bit number for draw `i` of a block (an int, or int64 tensor)."""
+    return _mix(_mix(_mix(_mix(_mix(block + 1) + i) + layer) + head) + seed)
+
+
+def _mix(x: Any) -> Any:
     """A 32-bit integer hash (the finaliser of MurmurHash3), in int64 without overflow."""
     x = x & _MASK32
     x = x ^ (x >> 16)
@@ -109,7 +134,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _times(x: Tensor, constant: int) -> Tensor:
+def _times(x: Any, constant: int) -> Any:
     """X * constant modulo 2**32, in halves so that the product fits int64."""
     low, high = constant & 0xFFFF, constant >> 16
     return (x * low + (((x & 0xFFFF) * high) << 16)) & _MASK32
