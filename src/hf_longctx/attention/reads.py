@@ -124,7 +124,7 @@ def _places(table: Tensor) -> list[list[tuple[int, int, int]]] | None:
     if not bool(((after > before) | (after < 0) & (before < 0)).all()):
         return None
     new = torch.ones_like(table, dtype=torch.bool)
-    new[:, 1:] = after != before + 1
+    new[:, 1:] = (after != before + 1) | (before < 0)
     new &= table >= 0
     if int(new.sum(1).max()) > _RUNS:
         return None
