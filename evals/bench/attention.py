@@ -53,7 +53,7 @@ DECODED = [
     "mistral",
     "streaming",
     "longformer",
-    "heads(window:1024|full)",
+    "heads(window:1024|strided:128,128|full)",
 ]
 #: Tokens decoded in a round.
 TOKENS = 8

@@ -123,8 +123,9 @@ def test_runs_are_read_where_they_are():
 
 
 def test_all_keys_are_read_where_copying_most_of_them_costs_more():
-    found = reads(Strided(2, 2), Layout.of(2, FAR), torch.device("cpu"), layer=0, heads=range(1))
-    assert found.slices == (slice(0, FAR),)
+    for rows in (1, 2):
+        found = reads(Strided(2, 2), Layout.of(rows, FAR), torch.device("cpu"), layer=0, heads=range(1))
+        assert found.slices == (slice(rows % 2, FAR),)
     found = reads(Random(3, 128), Layout.of(1, 512), torch.device("cpu"), layer=0, heads=range(2))
     assert found.slices == (slice(0, 384),)
 

@@ -47,7 +47,7 @@ def attend(
         return dense.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
     tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     if known.index is not None:
-        key, value = _picked(key, known.index), _picked(value, known.index)
+        key, value = (_picked(x, known.index, tracked) for x in (key, value))
     elif 1 < len(known.slices) <= IN_PLACE and layout.queries == 1 and not tracked and _has_kernel(query, value):
         return _merged(query, key, value, known.slices, scale)
     else:
@@ -94,9 +94,15 @@ def _sliced(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
     return torch.cat([x[:, :, s] for s in slices], dim=2) if slices else x[:, :, :0]
 
 
-def _picked(x: Tensor, index: Tensor) -> Tensor:
+def _picked(x: Tensor, index: Tensor, tracked: bool) -> Tensor:
     """Keys `index` (B or 1, Hkv or 1, S) of `x` (B, Hkv, Lk, D)."""
-    if index.shape[:2] == (1, 1):
-        return x[:, :, index[0, 0]]
     row, head = (torch.arange(n, device=x.device) for n in x.shape[:2])
-    return x[row[:, None, None], head[:, None], index]
+    row, head = row[:, None, None], head[:, None]
+    size = x.shape[-1]
+    if tracked or x.stride(-1) != 1 or any(step % size for step in x.stride()[:3]):
+        return x[row, head, index]
+    # As rows of one table, which is three to four times as fast.
+    steps = [step // size for step in x.stride()[:3]]
+    table = x.as_strided((1 + sum((n - 1) * step for n, step in zip(x.shape, steps)), size), (size, 1))
+    at = row * steps[0] + head * steps[1] + index * steps[2]
+    return table.index_select(0, at.flatten()).unflatten(0, at.shape)
