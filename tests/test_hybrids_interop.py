@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_longctx as lc
 from families import build, padding, tokens
-from hf_longctx.hf.mixers import EXACT, mixers, teachers
+from hf_longctx.hf.mixers import EXACT, Tokens, mixers, teachers
 from hf_longctx.mamba import INITS
 from hybrids import HYBRIDS, PLANS, hybrid
 
@@ -112,6 +112,26 @@ def test_loading_info_and_device_map(tmp_path):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@torch.no_grad()
+def test_layers_on_several_devices(tmp_path):
+    """accelerate moves what each layer is given: what mixers are told about tokens is moved too."""
+    from accelerate.utils import send_to_device
+
+    told = Tokens(torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.long))
+    moved = send_to_device({"longctx_tokens": told}, "meta")["longctx_tokens"]
+    assert isinstance(moved, Tokens)
+    assert {t.device.type for t in moved} == {"meta"}
+    assert send_to_device(Tokens(), "meta") == Tokens()
+
+    model, ids, mask = hybrid("llama", "all"), tokens(2, 20), padding("left", 2, 20)
+    model.save_pretrained(tmp_path)
+    places = {"": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+    again = lc.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offloaded")
+    assert all(p.is_meta for p in mixers(again)[1].parameters())
+    expected = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    assert torch.equal(again.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False), expected)
 
 
 def test_patched_where_accelerate_has_hooks(tmp_path):

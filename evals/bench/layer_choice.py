@@ -1,7 +1,7 @@
 """Do layers chosen by measured damage lose less than layers at even distances, under the same budget for the cache?
 
-For each even selection (`1::2`, every other layer) the share of the cache that it keeps is the budget under which
-`choose_layers` chooses. Both are converted, and measured on held-out text (perplexity, KL to stock) and by needles
+Layers are ranked once. For each even selection (`1::2`, every other layer) the share of the cache that it keeps is the
+budget under which the choice is made. Both are converted, and measured on held-out text (perplexity, KL to stock) and by needles
 whose answers are generated. With `--stages` both are healed too, by the same steps, and measured again.
 
     python evals/bench/layer_choice.py demo --out evals/results/layer-choice.json
@@ -50,20 +50,23 @@ def main() -> None:
     ids = held_out_ids(open_corpus(args.data), tokenizer, args.held_out)
     text = [ids[start : start + args.length] for start in range(0, len(ids) - 1, args.length)]
     tokens = model.config.max_position_embeddings
-    stock, results = lc.describe(model).cache_bytes(tokens), []
-    for even in args.even:
-        plans = {"even": ",".join(filter(None, [even, args.init]))}
-        with lc.patched(model, mamba=plans["even"]) as hybrid:
-            kept = lc.describe(hybrid).cache_bytes(tokens) / stock
-        began = time.perf_counter()
-        choice = choose_layers(
-            model, tokenizer, budget_kv=kept, mamba=",".join(filter(None, ["*", args.init])), data=args.data,
-            rows=args.rows, length=args.length, seed=args.seed,
-        )  # fmt: skip
-        seconds = time.perf_counter() - began
-        print(f"\n{choice}\nchosen in {seconds:.0f} s", flush=True)
-        plans["chosen"] = str(choice.mamba)
-        result = {"even": even, "kept": kept, "seconds": round(seconds, 1), "choice": choice.to_dict(), "plans": {}}
+    stock = lc.describe(model).cache_bytes(tokens)
+    evens = {even: ",".join(filter(None, [even, args.init])) for even in args.even}
+    shares = {}
+    for even, plan in evens.items():
+        with lc.patched(model, mamba=plan) as hybrid:
+            shares[even] = lc.describe(hybrid).cache_bytes(tokens) / stock
+    began = time.perf_counter()
+    choice = choose_layers(
+        model, tokenizer, budget_kv=min(shares.values()), mamba=",".join(filter(None, ["*", args.init])),
+        data=args.data, rows=args.rows, length=args.length, seed=args.seed,
+    )  # fmt: skip
+    seconds, results = time.perf_counter() - began, []
+    print(f"{choice}\nranked in {seconds:.0f} s", flush=True)
+    for even, kept in shares.items():
+        chosen = choice.within(kept)
+        plans = {"even": evens[even], "chosen": str(chosen.mamba)}
+        result: dict[str, Any] = {"even": even, "kept": kept, "kept_by_choice": chosen.kept, "plans": {}}
         for name, plan in plans.items():
             with lc.patched(model, mamba=plan) as hybrid:
                 found: dict[str, Any] = {"mamba": plan} | compare(Student(hybrid, "match"), text)
@@ -84,6 +87,8 @@ def main() -> None:
             "command": shlex.join(["python", "evals/bench/layer_choice.py", *sys.argv[1:]]),
             "tokens": tokens,
             "machine": machine(),
+            "ranked_seconds": round(seconds, 1),
+            "ranking": choice.to_dict()["ranking"],
             "results": results,
         }
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)

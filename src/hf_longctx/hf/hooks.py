@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any
 
 from hf_longctx.hf import caches, lengths, mixers
@@ -14,6 +16,7 @@ def before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     """Runs before each forward of a patched decoder: refuses what would be ignored, readies cache and frequencies."""
     config = decoder.config
     plan = stored_plan(config)
+    args, kwargs = args[:1], {**dict(zip(_names(type(decoder))[1:], args[1:])), **kwargs}
     changed = plan["attention"] or plan["mamba"]
     if changed and (kwargs.get("output_attentions") or getattr(config, "output_attentions", False)):
         raise ValueError(
@@ -25,10 +28,16 @@ def before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[t
         (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
     )
     if tokens is not None and plan["mamba"]:
-        kwargs = {**kwargs, "longctx_tokens": mixers.tokens_of(decoder, kwargs, int(tokens.shape[1]))}
+        kwargs = {**kwargs, "longctx_tokens": mixers.tokens_of(decoder, kwargs, *tokens.shape[:2])}
     if tokens is not None:
         lengths.before_forward(decoder, kwargs, int(tokens.shape[1]))
     return args, kwargs
+
+
+@cache
+def _names(decoder: type) -> tuple[str, ...]:
+    """The arguments of a decoder's forward, in order."""
+    return tuple(inspect.signature(decoder.forward).parameters)[1:]
 
 
 def prepare_cache_for_generation(

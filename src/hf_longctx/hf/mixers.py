@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +29,8 @@ UNHEALED = (
 )
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What a mixer needs to know of the tokens of a forward.
+class Tokens(NamedTuple):
+    """What a mixer needs to know of the tokens of a forward; a tuple, so that accelerate moves it between devices.
 
     Attributes:
         valid: (B, new) bool, False for padding; None where all are real.
@@ -315,13 +313,14 @@ def mixer_for(attention: Any, plan: Mamba2, *, empty: bool = False) -> CachedMix
 # ------------------------------------------------------------------ a forward
 
 
-def tokens_of(decoder: Any, kwargs: dict[str, Any], new: int) -> Tokens:
+def tokens_of(decoder: Any, kwargs: dict[str, Any], rows: int, new: int) -> Tokens:
     """What is padding among the new tokens of a forward, and which document is whose.
 
     Args:
         decoder: the decoder.
         kwargs: keyword arguments of its forward, the cache included.
-        new: how many tokens there are.
+        rows: of the batch.
+        new: how many tokens there are in each.
 
     Raises:
         ValueError: a mask from which padding cannot be told.
@@ -345,4 +344,6 @@ def tokens_of(decoder: Any, kwargs: dict[str, Any], new: int) -> Tokens:
         valid = None if bool(valid.all()) else valid
     if seen or new == 1 or ids is None:
         return Tokens(valid)
-    return Tokens(valid, documents(torch.ones_like(ids, dtype=torch.bool) if valid is None else valid, ids))
+    # One row of position ids holds for all rows.
+    real = torch.ones(rows, new, dtype=torch.bool, device=ids.device) if valid is None else valid
+    return Tokens(valid, documents(real, ids))
