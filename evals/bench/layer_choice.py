@@ -1,8 +1,8 @@
 """Do layers chosen by measured damage lose less than layers at even distances, under the same budget for the cache?
 
 Layers are ranked once. For each even selection (`1::2`, every other layer) the share of the cache that it keeps is the
-budget under which the choice is made. Both are converted, and measured on held-out text (perplexity, KL to stock) and by needles
-whose answers are generated. With `--stages` both are healed too, by the same steps, and measured again.
+budget under which the choice is made. Both are converted, and measured on held-out text (perplexity, KL to stock) and
+by needles whose answers are generated. With `--stages` both are healed too, by the same steps, and measured again.
 
     python evals/bench/layer_choice.py demo --out evals/results/layer-choice.json
     python evals/bench/layer_choice.py demo --stages align:60,match:40 --length 512 --batch 2 --work runs/layer-choice

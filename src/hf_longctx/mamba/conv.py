@@ -1,4 +1,4 @@
-"""The short causal convolution before the scan, over real tokens only; on CUDA by causal-conv1d where it is installed."""
+"""The short causal convolution before the scan, over real tokens only; on CUDA by causal-conv1d if installed."""
 
 from __future__ import annotations
 
