@@ -60,7 +60,7 @@ def convert(
     """Make chosen attention layers Mamba-2 layers that start from their own weights, and save the model.
 
     With --budget-kv and no --out, the layers are ranked and chosen, and nothing is saved. The result loads with
-    hf_longctx.from_pretrained, without the original. It answers worse until it is healed, which hf-longctx distill does
+    hf_longctx.from_pretrained, without the original. It answers worse until it is healed: hf-longctx distill does that
     from the original model.
 
     Raises:
