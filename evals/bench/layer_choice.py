@@ -5,6 +5,7 @@ budget under which the choice is made. Both are converted, and measured on held-
 by needles whose answers are generated. With `--stages` both are healed too, by the same steps, and measured again.
 
     python evals/bench/layer_choice.py demo --out evals/results/layer-choice.json
+    python evals/bench/layer_choice.py demo --even 1::4 --ranking evals/results/layer-choice.json --out ""
     python evals/bench/layer_choice.py demo --stages align:60,match:40 --length 512 --batch 2 --work runs/layer-choice
 """
 
@@ -21,10 +22,12 @@ from typing import Any
 from rounds import machine
 
 import hf_longctx as lc
+from hf_longctx.mamba.mamba2 import parse
 from hf_longctx.measure.needle import run_needle
 from hf_longctx.training import choose_layers, distill
 from hf_longctx.training.corpus import open_corpus
 from hf_longctx.training.dataset import held_out_ids
+from hf_longctx.training.layer_choice import LayerChoice, LayerDamage
 from hf_longctx.training.student import Student, compare
 
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--even", nargs="+", default=["1::2", "1::4"], help="selections to compete with")
     parser.add_argument("--init", default="", help="options of the conversion, such as memory=4096")
     parser.add_argument("--data", default="kjv")
+    parser.add_argument("--ranking", type=Path, help="take the ranking of this record instead of measuring it again")
     parser.add_argument("--rows", type=int, default=8, help="rows of text to choose on")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
     parser.add_argument("--held-out", type=int, default=8192, help="tokens of held-out text to measure on")
@@ -57,16 +61,20 @@ def main() -> None:
         with lc.patched(model, mamba=plan) as hybrid:
             shares[even] = lc.describe(hybrid).cache_bytes(tokens) / stock
     began = time.perf_counter()
-    choice = choose_layers(
-        model, tokenizer, budget_kv=min(shares.values()), mamba=",".join(filter(None, ["*", args.init])),
-        data=args.data, rows=args.rows, length=args.length, seed=args.seed,
-    )  # fmt: skip
+    if args.ranking:
+        found = json.loads(args.ranking.read_text())["results"][0]["choice"]
+        choice = ranked_before({"stock": stock, "attention": model.config.num_hidden_layers} | found)
+    else:
+        choice = choose_layers(
+            model, tokenizer, budget_kv=min(shares.values()), mamba=",".join(filter(None, ["*", args.init])),
+            data=args.data, rows=args.rows, length=args.length, seed=args.seed,
+        )  # fmt: skip
     seconds, results = time.perf_counter() - began, []
     print(f"{choice}\nranked in {seconds:.0f} s", flush=True)
     for even, kept in shares.items():
         chosen = choice.within(kept)
         plans = {"even": evens[even], "chosen": str(chosen.mamba)}
-        result: dict[str, Any] = {"even": even, "kept": kept, "kept_by_choice": chosen.kept, "plans": {}}
+        result: dict[str, Any] = {"even": even, "kept": kept, "choice": chosen.to_dict(), "plans": {}}
         for name, plan in plans.items():
             with lc.patched(model, mamba=plan) as hybrid:
                 found: dict[str, Any] = {"mamba": plan} | compare(Student(hybrid, "match"), text)
@@ -88,12 +96,18 @@ def main() -> None:
             "tokens": tokens,
             "machine": machine(),
             "ranked_seconds": round(seconds, 1),
-            "ranking": choice.to_dict()["ranking"],
             "results": results,
         }
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(record, indent=2) + "\n")
         print(f"saved {args.out}")
+
+
+def ranked_before(found: dict[str, Any]) -> LayerChoice:
+    """The choice of an earlier record, its ranking included."""
+    ranking = tuple(LayerDamage(**{k: one[k] for k in ("index", "kl", "needle", "saved")}) for one in found["ranking"])
+    own = {"mamba": parse(found["mamba"]), "chosen": tuple(found["chosen"]), "ranking": ranking}
+    return LayerChoice(**found | own)
 
 
 def needles(model: Any, tokenizer: Any, plans: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
