@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import hf_longctx as lc
 from families import build, padding, tokens
+from hf_longctx.hf.cache_argument import cache_of
 from hf_longctx.hf.mixers import EXACT, mixers, teachers
 from hf_longctx.hf.tokens import Tokens
 from hf_longctx.mamba import INITS
@@ -139,7 +140,7 @@ def test_arguments_of_from_pretrained(plan, tmp_path):
     out = again(ids)
     torch.testing.assert_close(out.logits, expected, atol=1e-5, rtol=1e-5)
     assert len(out.hidden_states) == 4
-    assert out.past_key_values is None
+    assert cache_of(out) is None
     if plan == "all":
         assert lc.unpatch(again, mamba=False).config._attn_implementation == "eager"
 
@@ -170,7 +171,8 @@ def test_layers_on_several_devices(tmp_path):
 
     model, ids, mask = hybrid("llama", "all"), tokens(2, 20), padding("left", 2, 20)
     model.save_pretrained(tmp_path)
-    places = {"": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+    near = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    places = {"model.layers.1": "disk", "model.layers.2": "disk"} | dict.fromkeys(near, "cpu")
     again = lc.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offloaded")
     assert all(p.is_meta for p in mixers(again)[1].parameters())
     expected = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
