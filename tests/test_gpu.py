@@ -11,6 +11,7 @@ from contract import CASES, PATTERNS, expected, run, single_patterns
 from families import FAMILIES, build, tokens
 from hf_longctx.attention import BACKENDS, attend, check_backend
 from hf_longctx.patterns import Pattern, gallery, parse
+from hybrids import HYBRIDS, hybrid
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -77,6 +78,18 @@ def test_attend_forward_and_backward(backend, pattern, dtype, size, where):
         *(gradients(o, i) for o, i in ((out, inputs), (usual, inputs), (exact, exact_inputs)))
     ):
         assert error(got, want) <= 2 * error(common, want) + 2 * rounding(dtype, want)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", HYBRIDS)
+@torch.no_grad()
+def test_hybrids(family, case):
+    """Mamba-2 layers, by whichever kernels are installed, against float32 on the CPU: twice bfloat16's error there."""
+    real = CASES[case].tensors()[1].bool()
+    exact = run(hybrid(family), case)[real]
+    usual = run(hybrid(family).to(torch.bfloat16), case).float()[real]
+    got = run(hybrid(family).to(CUDA, torch.bfloat16), case).float().cpu()[real]
+    assert error(got, exact) <= 2 * error(usual, exact) + 1e-2
 
 
 def test_unpatched_on_another_device():

@@ -82,6 +82,25 @@ def test_however_it_is_run(family, plan, case):
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@torch.no_grad()
+def test_one_row_of_position_ids_packs_every_row(plan):
+    model, ids = hybrid("llama", plan), tokens(2, 20)
+    restarts = torch.cat([torch.arange(n) for n in (9, 11)])[None]
+    alone = torch.cat([model(part, use_cache=False).logits for part in ids.split([9, 11], 1)], 1)
+    packed = model(ids, position_ids=restarts, use_cache=False).logits
+    torch.testing.assert_close(packed, alone, atol=5e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_mask_given_by_place_is_seen():
+    model, ids, mask = hybrid(), tokens(2, 20), padding("left", 2, 20)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    named = model.model(ids, attention_mask=mask, position_ids=places).last_hidden_state
+    assert torch.equal(model.model(ids, mask, places).last_hidden_state, named)
+    assert not torch.equal(model.model(ids).last_hidden_state[1, -1], named[1, -1])
+
+
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("family", HYBRIDS)
 @torch.no_grad()
 def test_generates_with_the_cache_what_it_does_without(family, plan):

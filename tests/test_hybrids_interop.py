@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import hf_longctx as lc
 from families import build, padding, tokens
+from hf_longctx.hf.cache_argument import cache_of
 from hf_longctx.hf.mixers import EXACT, mixers, teachers
+from hf_longctx.hf.tokens import Tokens
 from hf_longctx.mamba import INITS
 from hybrids import HYBRIDS, PLANS, hybrid
 
@@ -112,6 +115,68 @@ def test_loading_info_and_device_map(tmp_path):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("plan", ["mamba", "all"])
+@torch.no_grad()
+def test_arguments_of_from_pretrained(plan, tmp_path):
+    model, ids = hybrid("llama", plan), tokens(1, 20)
+    model.save_pretrained(tmp_path / "some" / "where")
+    expected, place = model(ids).logits, {"subfolder": "where"}
+    for given in ({}, {"config": AutoConfig.from_pretrained(tmp_path / "some", **place)}, {"config": model.config}):
+        before = None if not given else copy.deepcopy(given["config"].to_dict())
+        again = lc.from_pretrained(tmp_path / "some", **place, **given)
+        assert torch.equal(again(ids).logits, expected)
+        assert again.config.longctx == model.config.longctx
+        assert before is None or given["config"].to_dict() == before
+    folder = tmp_path / "some" / "where"
+    assert torch.equal(lc.from_pretrained(folder, config=str(folder), revision="main")(ids).logits, expected)
+    for name in ("dtype", "torch_dtype"):
+        low = lc.from_pretrained(folder, **{name: torch.bfloat16})
+        assert (low.dtype, low.config.dtype) == (torch.bfloat16, torch.bfloat16)
+        assert mixers(low)[1].A_log.dtype == torch.float32
+    again = lc.from_pretrained(folder, attn_implementation="eager", use_cache=False, output_hidden_states=True)
+    assert again.config._attn_implementation == ("eager" if plan == "mamba" else "longctx")
+    out = again(ids)
+    torch.testing.assert_close(out.logits, expected, atol=1e-5, rtol=1e-5)
+    assert len(out.hidden_states) == 4
+    assert cache_of(out) is None
+    if plan == "all":
+        assert lc.unpatch(again, mamba=False).config._attn_implementation == "eager"
+
+
+def test_a_config_without_the_layers_of_the_weights_is_refused(tmp_path):
+    model = hybrid()
+    model.save_pretrained(tmp_path)
+    other = hybrid("llama", "first").config
+    for given in ({"config": build("llama").config}, {"config": other}, {"longctx": None}):
+        with pytest.raises(ValueError, match=r"saved with mamba='1': leave config and longctx out"):
+            lc.from_pretrained(tmp_path, **given)
+    with pytest.raises(TypeError, match="config is a dict"):
+        lc.from_pretrained(tmp_path, config={"hidden_size": 3})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):  # as plain transformers says it
+        lc.from_pretrained(tmp_path, nonsense=3)
+
+
+@torch.no_grad()
+def test_layers_on_several_devices(tmp_path):
+    """accelerate moves what each layer is given: what mixers are told about tokens is moved too."""
+    from accelerate.utils import send_to_device
+
+    told = Tokens(torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.long))
+    moved = send_to_device({"longctx_tokens": told}, "meta")["longctx_tokens"]
+    assert isinstance(moved, Tokens)
+    assert {t.device.type for t in moved} == {"meta"}
+    assert send_to_device(Tokens(), "meta") == Tokens()
+
+    model, ids, mask = hybrid("llama", "all"), tokens(2, 20), padding("left", 2, 20)
+    model.save_pretrained(tmp_path)
+    near = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    places = {"model.layers.1": "disk", "model.layers.2": "disk"} | dict.fromkeys(near, "cpu")
+    again = lc.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offloaded")
+    assert all(p.is_meta for p in mixers(again)[1].parameters())
+    expected = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    assert torch.equal(again.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False), expected)
 
 
 def test_patched_where_accelerate_has_hooks(tmp_path):
@@ -218,6 +283,35 @@ def test_a_loaded_hybrid_is_measured_as_it_is(tmp_path):
     with patched_as(stock, parse_variant("half: mamba=1 rope=yarn:2")) as same:
         assert [layer.mixer for layer in lc.describe(same).layers] == ["attention", "mamba2", "attention"]
     assert not lc.is_patched(stock)
+
+
+@pytest.mark.parametrize("trained", ["mixer", "adapter", "healed", "others", "cast"])
+@torch.no_grad()
+def test_measuring_keeps_what_mixers_have_learned(trained):
+    """Whoever trained them: only mixers that conversion would make again are taken out and put back."""
+    from hf_longctx.measure.subject import as_loaded
+
+    model, ids = hybrid("llama", "all"), tokens(1, 20)
+    if trained == "mixer":
+        mixers(model)[1].dt_proj.weight[0, 0] += 1e-3
+    elif trained == "adapter":
+        from peft import LoraConfig, get_peft_model
+
+        adapter = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1], init_lora_weights=False)
+        get_peft_model(model, adapter)
+    elif trained == "healed":
+        model.config.longctx["healed"] = True
+    elif trained == "others":
+        model.model.layers[0].mlp.up_proj.weight.add_(0.01)
+    else:
+        model.to(torch.bfloat16)
+    expected, own = model(ids).logits, mixers(model)[1]
+    with as_loaded(model) as loaded:
+        again = trained == "others"
+        assert bool(loaded.definition()) is again
+        assert lc.is_patched(model) is not again
+    assert torch.equal(model(ids).logits, expected)
+    assert again or mixers(model)[1] is own
 
 
 @pytest.mark.parametrize("family", HYBRIDS)

@@ -1,10 +1,11 @@
 """Do layers chosen by measured damage lose less than layers at even distances, under the same budget for the cache?
 
-For each even selection (`1::2`, every other layer) the share of the cache that it keeps is the budget under which
-`choose_layers` chooses. Both are converted, and measured on held-out text (perplexity, KL to stock) and by needles
-whose answers are generated. With `--stages` both are healed too, by the same steps, and measured again.
+Layers are ranked once. For each even selection (`1::2`, every other layer) the share of the cache that it keeps is the
+budget under which the choice is made. Both are converted, and measured on held-out text (perplexity, KL to stock) and
+by needles whose answers are generated. With `--stages` both are healed too, by the same steps, and measured again.
 
     python evals/bench/layer_choice.py demo --out evals/results/layer-choice.json
+    python evals/bench/layer_choice.py demo --even 1::4 --ranking evals/results/layer-choice.json --out ""
     python evals/bench/layer_choice.py demo --stages align:60,match:40 --length 512 --batch 2 --work runs/layer-choice
 """
 
@@ -21,10 +22,12 @@ from typing import Any
 from rounds import machine
 
 import hf_longctx as lc
+from hf_longctx.mamba.mamba2 import parse
 from hf_longctx.measure.needle import run_needle
 from hf_longctx.training import choose_layers, distill
 from hf_longctx.training.corpus import open_corpus
 from hf_longctx.training.dataset import held_out_ids
+from hf_longctx.training.layer_choice import LayerChoice, LayerDamage
 from hf_longctx.training.student import Student, compare
 
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--even", nargs="+", default=["1::2", "1::4"], help="selections to compete with")
     parser.add_argument("--init", default="", help="options of the conversion, such as memory=4096")
     parser.add_argument("--data", default="kjv")
+    parser.add_argument("--ranking", type=Path, help="take the ranking of this record instead of measuring it again")
     parser.add_argument("--rows", type=int, default=8, help="rows of text to choose on")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
     parser.add_argument("--held-out", type=int, default=8192, help="tokens of held-out text to measure on")
@@ -50,20 +54,27 @@ def main() -> None:
     ids = held_out_ids(open_corpus(args.data), tokenizer, args.held_out)
     text = [ids[start : start + args.length] for start in range(0, len(ids) - 1, args.length)]
     tokens = model.config.max_position_embeddings
-    stock, results = lc.describe(model).cache_bytes(tokens), []
-    for even in args.even:
-        plans = {"even": ",".join(filter(None, [even, args.init]))}
-        with lc.patched(model, mamba=plans["even"]) as hybrid:
-            kept = lc.describe(hybrid).cache_bytes(tokens) / stock
-        began = time.perf_counter()
+    stock = lc.describe(model).cache_bytes(tokens)
+    evens = {even: ",".join(filter(None, [even, args.init])) for even in args.even}
+    shares = {}
+    for even, plan in evens.items():
+        with lc.patched(model, mamba=plan) as hybrid:
+            shares[even] = lc.describe(hybrid).cache_bytes(tokens) / stock
+    began = time.perf_counter()
+    if args.ranking:
+        found = json.loads(args.ranking.read_text())["results"][0]["choice"]
+        choice = ranked_before({"stock": stock, "attention": model.config.num_hidden_layers} | found)
+    else:
         choice = choose_layers(
-            model, tokenizer, budget_kv=kept, mamba=",".join(filter(None, ["*", args.init])), data=args.data,
-            rows=args.rows, length=args.length, seed=args.seed,
+            model, tokenizer, budget_kv=min(shares.values()), mamba=",".join(filter(None, ["*", args.init])),
+            data=args.data, rows=args.rows, length=args.length, seed=args.seed,
         )  # fmt: skip
-        seconds = time.perf_counter() - began
-        print(f"\n{choice}\nchosen in {seconds:.0f} s", flush=True)
-        plans["chosen"] = str(choice.mamba)
-        result = {"even": even, "kept": kept, "seconds": round(seconds, 1), "choice": choice.to_dict(), "plans": {}}
+    seconds, results = time.perf_counter() - began, []
+    print(f"{choice}\nranked in {seconds:.0f} s", flush=True)
+    for even, kept in shares.items():
+        chosen = choice.within(kept)
+        plans = {"even": evens[even], "chosen": str(chosen.mamba)}
+        result: dict[str, Any] = {"even": even, "kept": kept, "choice": chosen.to_dict(), "plans": {}}
         for name, plan in plans.items():
             with lc.patched(model, mamba=plan) as hybrid:
                 found: dict[str, Any] = {"mamba": plan} | compare(Student(hybrid, "match"), text)
@@ -84,11 +95,19 @@ def main() -> None:
             "command": shlex.join(["python", "evals/bench/layer_choice.py", *sys.argv[1:]]),
             "tokens": tokens,
             "machine": machine(),
+            "ranked_seconds": round(seconds, 1),
             "results": results,
         }
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(record, indent=2) + "\n")
         print(f"saved {args.out}")
+
+
+def ranked_before(found: dict[str, Any]) -> LayerChoice:
+    """The choice of an earlier record, its ranking included."""
+    ranking = tuple(LayerDamage(**{k: one[k] for k in ("index", "kl", "needle", "saved")}) for one in found["ranking"])
+    own = {"mamba": parse(found["mamba"]), "chosen": tuple(found["chosen"]), "ranking": ranking}
+    return LayerChoice(**found | own)
 
 
 def needles(model: Any, tokenizer: Any, plans: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:

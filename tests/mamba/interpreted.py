@@ -36,19 +36,10 @@ class First:
         return run
 
 
-def main() -> None:
+def compare(of: dict[str, torch.Tensor]) -> None:
     """Forward, backward and one step, plain and packed."""
-    import triton
-
-    package = types.ModuleType("mamba_ssm")
-    package.__path__ = list(importlib.util.find_spec("mamba_ssm").submodule_search_locations)
-    sys.modules["mamba_ssm"] = package
-    triton.autotune = lambda configs, key, **_: lambda kernel: First(kernel, configs[0])
-    torch.cuda.device = lambda index: contextlib.nullcontext()
-    torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=1)
-
-    of = {k: t.requires_grad_() for k, t in arguments(2, 40, size=16).items()}
-    D, initial = torch.randn(4, requires_grad=True), torch.randn(2, 4, 16, 16, requires_grad=True)
+    heads = of["x"].shape[2]
+    D, initial = torch.randn(heads, requires_grad=True), torch.randn(2, heads, 16, 16, requires_grad=True)
     inputs = [*of.values(), D, initial]
     packed = torch.arange(40).div(13).to(torch.int32).repeat(2, 1)
     for documents in (None, packed):
@@ -60,10 +51,26 @@ def main() -> None:
         torch.testing.assert_close(*both, atol=1e-3, rtol=1e-3)
     with torch.no_grad():
         x, dt, A, B, C = (t if t.dim() == 1 else t[:, 0] for t in of.values())
-        state = initial.detach().clone()
+        state = got[1].detach()  # as it comes, for the kernel changes it in place
         other = state.clone()
         y = kernels.step(state, x, dt, A, B, C, D)
         torch.testing.assert_close((y, state), (ssd_step(other, x, dt, A, B, C, D=D), other), atol=1e-4, rtol=1e-4)
+
+
+def main() -> None:
+    """One reader of each state, and several: grouped queries."""
+    import triton
+
+    package = types.ModuleType("mamba_ssm")
+    package.__path__ = list(importlib.util.find_spec("mamba_ssm").submodule_search_locations)
+    sys.modules["mamba_ssm"] = package
+    triton.autotune = lambda configs, key, **_: lambda kernel: First(kernel, configs[0])
+    torch.cuda.device = lambda index: contextlib.nullcontext()
+    torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=1)
+
+    for heads, groups, readers in ((4, 2, 1), (2, 2, 3)):
+        of = arguments(2, 40, heads=heads, size=16, groups=groups, readers=readers)
+        compare({k: t.requires_grad_() for k, t in of.items()})
     print("equal")
 
 

@@ -71,6 +71,8 @@ def test_dispatch_hands_over_all_arguments(groups, readers, monkeypatch):
         assert {t.stride(-1) for t in (dt, A, D, dt_bias)} == {0}
         assert A.stride(-2) == 0
         dt, A, D = dt[..., 0], A[:, 0, 0], D[:, 0]
+        assert state.is_contiguous()
+        assert B.shape == C.shape
         y, final = reference.ssd(*(t[:, None] for t in (x, dt)), A, B[:, None], C[:, None], D=D, initial_state=state)
         state.copy_(final)
         return y[:, 0]
@@ -83,6 +85,7 @@ def test_dispatch_hands_over_all_arguments(groups, readers, monkeypatch):
     fake = of | {"x": of["x"].as_subclass(OnCuda)}
     got = [t.as_subclass(torch.Tensor).float() for t in ssd(**fake, **options, segments=ids, return_final_state=True)]
     torch.testing.assert_close(got, list(expected), atol=1e-4, rtol=1e-4)
+    assert got[1].is_contiguous()  # what decoding changes in place
 
     one = {k: t if k == "A" else t[:, 0] for k, t in of.items()}
     state, other = options["initial_state"].clone(), options["initial_state"].clone()

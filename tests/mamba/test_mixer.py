@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from far_device import FAR, FarDevice
 from hf_longctx.mamba import INITS, Mamba2
 from hf_longctx.mamba.convert import convert, memories
 from hf_longctx.mamba.mixer import Form, Mamba2Mixer
@@ -153,3 +154,33 @@ def test_low_precision():
 def test_rotation_needs_its_angles():
     with pytest.raises(ValueError, match="position_embeddings"):
         mixer().mix(torch.randn(1, 3, 12))
+
+
+@pytest.mark.parametrize("how", ["plain", "padded", "packed"])
+@torch.no_grad()
+def test_no_tensor_stays_on_another_device(how):
+    """As on a GPU: prompt, some tokens more, one token more."""
+    layer, hidden, angles = mixer(), torch.randn(2, 12, 12), rotary(12, 2)
+    told = {
+        "plain": {},
+        "padded": {"valid": torch.arange(12) >= torch.tensor([[0], [3]])},
+        "packed": {"documents": (torch.arange(12) >= 4).long().expand(2, -1)},
+    }[how]
+
+    def run(layer, hidden, angles, told):
+        past, parts = None, []
+        for start, stop in ((0, 7), (7, 11), (11, 12)):
+            part = {name: t[:, start:stop] for name, t in told.items() if not (past and name == "documents")}
+            rotated = tuple(t[:, start:stop] for t in angles)
+            out, past = layer.mix(hidden[:, start:stop], rotated, past=past, **part)
+            parts.append(out)
+        return torch.cat(parts, 1)
+
+    expected = run(layer, hidden, angles, told)
+    with FarDevice():
+        far = mixer()
+        far.load_state_dict({name: t.to(FAR) for name, t in layer.state_dict().items()}, assign=True)
+        told = {name: t.to(FAR) for name, t in told.items()}
+        got = run(far, hidden.to(FAR), tuple(t.to(FAR) for t in angles), told)
+    real = told["valid"].near if how == "padded" else slice(None)
+    torch.testing.assert_close(got.near[real], expected[real], atol=1e-6, rtol=1e-6)

@@ -15,6 +15,7 @@ import torch
 import hf_longctx as lc
 from hf_longctx.cli import distill as command
 from hf_longctx.hf.mixers import mixers
+from hf_longctx.measure import haystack
 from hf_longctx.measure.needle import run_needle
 from hf_longctx.training import distill, distillation
 from hf_longctx.training.phases import DEFAULT
@@ -185,7 +186,7 @@ def test_a_patched_model_and_a_foreign_folder_are_refused(tmp_path, byte_tokeniz
         distill(lively().half(), byte_tokenizer, out=tmp_path / "run", **SMALL)
 
 
-def test_the_command_shows_the_three_models(run, lively_folder, tmp_path):
+def test_the_command_shows_the_three_models(run, lively_folder, tmp_path, monkeypatch):
     assert command._STAGES == DEFAULT
     out = tmp_path / "run"
     code, shown, err = run(
@@ -197,6 +198,9 @@ def test_the_command_shows_the_three_models(run, lively_folder, tmp_path):
         assert word in shown
     assert err.count("tokens/s") == 2
     assert "hf-longctx distill" in (out / "README.md").read_text()
+    monkeypatch.setattr(haystack, "_king_james_file", lambda: None)  # the default text, without its package
+    code, _, err = run("distill", str(lively_folder), "--mamba=1", f"--out={tmp_path / 'other'}", "--device=cpu")
+    assert (code, 'pip install "hf_longctx[text]"' in err) == (2, True)
     code, _, err = run("distill", str(lively_folder), "--mamba=1", "--data=prose", f"--out={out}", "--length=1q")
     assert code == 2
     assert "--length must be a length" in err

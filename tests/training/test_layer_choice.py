@@ -67,6 +67,13 @@ def test_the_cheapest_layers_go_first_until_the_cache_fits(indifferent, byte_tok
     assert len(more.chosen) == 4  # four states are more than nothing
     assert 0 not in more.chosen
     assert more.mamba.memory == 64
+    fewer = more.within(0.9)
+    assert (fewer.chosen, fewer.ranking, fewer.mamba.memory) == (tuple(sorted(fewer.chosen)), more.ranking, 64)
+    assert set(fewer.chosen) < set(more.chosen)
+    assert more.kept < fewer.kept <= 0.9
+    assert fewer.within(0.5) == more
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        more.within(1)
     assert "yes" in str(more)
     assert json.loads(json.dumps(more.to_dict()))["chosen"] == list(more.chosen)
 
@@ -108,6 +115,13 @@ def test_convert_under_a_budget(indifferent, byte_tokenizer, run, tmp_path):
     assert lc.from_pretrained(out).config.longctx["mamba"] == "2,5"
     code, shown, _ = run("convert", str(folder), *options, f"--out={tmp_path / 'json'}", "--json")
     assert json.loads(shown)["choice"]["mamba"] == "2,5"
+    code, shown, err = run("convert", str(folder), *options)  # the ranking alone
+    assert code == 0, err
+    for word in ("damage", "mamba=2,5", "2 Mamba-2 layers", "nothing is saved"):
+        assert word in shown
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "hybrid", "json"}
+    code, _, err = run("convert", str(folder), "--mamba=1")
+    assert (code, "--out is missing" in err) == (2, True)
     for arguments, words in (((), "neither --mamba nor"), (("--mamba=1", "--data=prose"), "give --budget-kv too")):
         code, _, err = run("convert", str(folder), *arguments, f"--out={tmp_path / 'x'}")
         assert code == 2

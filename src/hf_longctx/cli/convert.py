@@ -23,7 +23,12 @@ RANKING = "layers.png"
 
 def convert(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the new model; new or empty.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder for the new model; new or empty. Without, --budget-kv ranks alone."
+        ),
+    ] = None,
     mamba: Annotated[
         str | None,
         typer.Option(
@@ -54,8 +59,9 @@ def convert(
 ) -> None:
     """Make chosen attention layers Mamba-2 layers that start from their own weights, and save the model.
 
-    The result loads with hf_longctx.from_pretrained, without the original. It answers worse until it is healed, which
-    hf-longctx distill does from the original model.
+    With --budget-kv and no --out, the layers are ranked and chosen, and nothing is saved. The result loads with
+    hf_longctx.from_pretrained, without the original. It answers worse until it is healed: hf-longctx distill does that
+    from the original model.
 
     Raises:
         ValueError: no such model, a plan that does not fit it, or a folder that holds something.
@@ -66,7 +72,9 @@ def convert(
         raise ValueError("neither --mamba nor --budget-kv is given: name layers, such as --mamba 1::4, or a budget")
     if budget_kv is None and data is not None:
         raise ValueError(f"--data {data} is text to choose layers on: give --budget-kv too, or leave it out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is None and budget_kv is None:
+        raise ValueError("--out is missing: name a folder for the new model, new or empty")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} holds something already: name a new folder, or empty it")
     loaded, tokenizer = lc.load_model(model, dtype=dtype, device=device)
     if lc.is_patched(loaded):
@@ -82,21 +90,26 @@ def convert(
         )  # fmt: skip
     plan = mamba if choice is None else choice.mamba
     lc.patch(loaded, mamba=plan, attention=attention, rope=rope, own_windows=own_windows)
-    _save(loaded, tokenizer, out, None if choice is None else lambda folder: _note(choice, folder, model))
+    if out is not None:
+        _save(loaded, tokenizer, out, None if choice is None else lambda folder: _note(choice, folder, model))
     description = lc.describe(loaded)
     if as_json:
-        document = {"model": model, "out": str(out), "description": description.to_dict()}
+        document = {"model": model, "out": None if out is None else str(out), "description": description.to_dict()}
         typer.echo(json.dumps(document | ({} if choice is None else {"choice": choice.to_dict()})))
         return
     if choice is not None:
         typer.echo(f"{choice}\n")
     typer.echo(str(description))
-    if choice is not None:
+    if choice is not None and out is not None:
         drawn = (out / RANKING).is_file()
         note = 'no plot: matplotlib is missing; pip install "hf_longctx[report]"'
         typer.echo(f"plot: {out / RANKING}" if drawn else note)
+    if choice is not None:
         typer.echo(f"heal it: hf-longctx distill {model} --mamba {choice.mamba} --data ... --out ...")
-    typer.echo(f"saved to {out}: load it with hf_longctx.from_pretrained({str(out)!r})")
+    if out is None:
+        typer.echo("nothing is saved: give --out for the model and a plot of the ranking")
+    else:
+        typer.echo(f"saved to {out}: load it with hf_longctx.from_pretrained({str(out)!r})")
 
 
 def _note(choice: Any, folder: Path, model: str) -> None:

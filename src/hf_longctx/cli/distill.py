@@ -16,14 +16,14 @@ _STAGES = "align:400,match:400"  # checked by a test against the library's, whic
 def distill(
     model: Model,
     mamba: Annotated[str, typer.Option("--mamba", help="Layers to convert and how, such as 1::4.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the result; a stopped run goes on there.")],
     data: Annotated[
         str,
         typer.Option(
             "--data",
             help="Text: kjv, prose, a folder, a file (.txt .md .jsonl .parquet), a data set: NAME, NAME:CONFIG.",
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the result; a stopped run goes on there.")],
+    ] = "kjv",
     attention: Annotated[str | None, typer.Option("--attention", help="A pattern for the layers that stay.")] = None,
     rope: Annotated[str | None, typer.Option("--rope", help="A scaling, such as yarn:4.")] = None,
     own_windows: Annotated[str, typer.Option("--own-windows", help="intersect or replace.")] = "intersect",

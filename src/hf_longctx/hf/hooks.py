@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Any, cast
 
-from hf_longctx.hf import caches, lengths, mixers
+from hf_longctx.hf import caches, lengths
 from hf_longctx.hf.attention import eager, stored_plan
 from hf_longctx.hf.cache_argument import cache_among
+from hf_longctx.hf.tokens import tokens_of
 
 
 @eager
@@ -14,6 +18,9 @@ def before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     """Runs before each forward of a patched decoder: refuses what would be ignored, readies cache and frequencies."""
     config = decoder.config
     plan = stored_plan(config)
+    names = _names(type(decoder).forward)
+    if 1 < len(args) <= len(names):  # a mask or cache given by its place is seen too
+        args, kwargs = args[:1], kwargs | dict(zip(names[1:], args[1:]))
     changed = plan["attention"] or plan["mamba"]
     if changed and (kwargs.get("output_attentions") or getattr(config, "output_attentions", False)):
         raise ValueError(
@@ -25,10 +32,17 @@ def before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[t
         (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
     )
     if tokens is not None and plan["mamba"]:
-        kwargs = {**kwargs, "longctx_tokens": mixers.tokens_of(decoder, kwargs, int(tokens.shape[1]))}
+        kwargs = {**kwargs, "longctx_tokens": tokens_of(decoder, kwargs, *tokens.shape[:2])}
     if tokens is not None:
         lengths.before_forward(decoder, kwargs, int(tokens.shape[1]))
     return args, kwargs
+
+
+@cache
+def _names(forward: Hashable) -> tuple[str, ...]:
+    """The arguments of a decoder's forward, in order."""
+    parameters = inspect.signature(cast("Callable[..., Any]", forward)).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
 
 
 def prepare_cache_for_generation(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from hf_longctx.hf.attention import TEACHER, eager
 from hf_longctx.hf.cache_argument import cache_among
-from hf_longctx.hf.documents import documents
 from hf_longctx.hf.layers import attention_modules, own_window
+from hf_longctx.hf.tokens import Tokens
 from hf_longctx.hf.undo import STEPS, Swap, Undo
 from hf_longctx.mamba.convert import convert
 from hf_longctx.mamba.mamba2 import Mamba2, parse
@@ -28,19 +27,6 @@ UNHEALED = (
     "converted to Mamba-2 and not trained since: its answers are worse than the model's own until it is healed by "
     "distillation or fine-tuning"
 )
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a mixer needs to know of the tokens of a forward.
-
-    Attributes:
-        valid: (B, new) bool, False for padding; None where all are real.
-        documents: (B, new) numbers of packed documents, or None.
-    """
-
-    valid: Tensor | None = None
-    documents: Tensor | None = None
 
 
 class CachedMixer(Mamba2Mixer):
@@ -242,6 +228,30 @@ def as_teacher(model: nn.Module) -> Iterator[dict[int, nn.Module]]:
             del vars(step.old)[TEACHER]
 
 
+@torch.no_grad()
+def as_converted(model: nn.Module, plan: Mamba2) -> bool:
+    """Whether every mixer is still what its conversion made, so that converting again would bring it back.
+
+    Args:
+        model: a model with Mamba layers.
+        plan: by which they were converted.
+
+    Returns:
+        False where one was trained, has an adapter, was cast or loaded: what it is now would be lost.
+    """
+    swaps = _swaps(model)
+    for step in swaps:
+        now = step.parent._modules[step.name].state_dict()  # type: ignore[union-attr]
+        made = mixer_for(step.old, plan).state_dict()
+        if now.keys() != made.keys() or not all(_equal(now[name], made[name]) for name in now):
+            return False
+    return len(swaps) == len(mixers(model))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and not a.is_meta and torch.equal(a.to(b.device), b)
+
+
 def _swaps(model: nn.Module) -> list[Swap]:
     return [step for step in vars(model).get(STEPS, ()) if isinstance(step, Swap)]
 
@@ -310,39 +320,3 @@ def mixer_for(attention: Any, plan: Mamba2, *, empty: bool = False) -> CachedMix
     for parameter in mixer.parameters():
         parameter.requires_grad_(like.requires_grad)
     return mixer.train(attention.training)
-
-
-# ------------------------------------------------------------------ a forward
-
-
-def tokens_of(decoder: Any, kwargs: dict[str, Any], new: int) -> Tokens:
-    """What is padding among the new tokens of a forward, and which document is whose.
-
-    Args:
-        decoder: the decoder.
-        kwargs: keyword arguments of its forward, the cache included.
-        new: how many tokens there are.
-
-    Raises:
-        ValueError: a mask from which padding cannot be told.
-    """
-    cache, mask, ids = cache_among(kwargs), kwargs.get("attention_mask"), kwargs.get("position_ids")
-    seen = 0 if cache is None else int(cache.get_seq_length())
-    valid = None
-    if mask is not None:
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            what = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"in a {type(mask).__name__}"
-            raise ValueError(
-                f"{type(decoder).__name__} has Mamba layers and was given a mask {what}: pass a 2-D attention_mask (1 "
-                "for real tokens) or none"
-            )
-        if mask.shape[1] < seen + new:
-            raise ValueError(
-                f"attention_mask has {mask.shape[1]} columns, but the cache holds {seen} tokens and {new} are new: "
-                f"pass a mask for all {seen + new}"
-            )
-        valid = mask[:, seen : seen + new].bool()
-        valid = None if bool(valid.all()) else valid
-    if seen or new == 1 or ids is None:
-        return Tokens(valid)
-    return Tokens(valid, documents(torch.ones_like(ids, dtype=torch.bool) if valid is None else valid, ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 from hf_longctx.hf import adapters, mixers
@@ -11,6 +12,12 @@ from hf_longctx.hf.patching import adopt, patch, unpatch
 from hf_longctx.hf.undo import STEPS
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.rope import parse as parse_rope
+
+#: Arguments that say where a checkpoint is and who asks, for config and weights alike; those that adapters know too.
+_ADAPTER = ("revision", "token", "cache_dir", "local_files_only")
+_HUB = (*_ADAPTER, "subfolder", "force_download", "proxies", "trust_remote_code", "code_revision")
+#: Arguments of the model that a config would take for its own.
+_OF_MODEL = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
 
 
 def from_pretrained(path: str, **kwargs: Any) -> Any:
@@ -21,33 +28,31 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
 
     Args:
         path: local folder or hub id.
-        **kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
+        **kwargs: as for `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, `attn_implementation` (of the
+            layers that the plan leaves as they are), `subfolder`, `revision`, `config`, fields of the config, ...
 
     Returns:
         The model, patched as it was saved; `unpatch` works on it. With `output_loading_info=True` the pair that
         transformers returns.
 
     Raises:
-        ValueError: the plan is of another version, or the config was changed since it was saved.
+        TypeError: a `config` that is none.
+        ValueError: the plan is of another version, the config was changed since it was saved, or one is given that
+            has other Mamba layers than the weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    shared: dict[str, Any] = {
-        k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs
-    }
+    hub = {k: kwargs[k] for k in _HUB if k in kwargs}
+    shared = {k: v for k, v in hub.items() if k in _ADAPTER}
     if adapters.carried_rope(path, **shared) is not None:
         kwargs.pop("revision", None)  # of the adapter, not of the base that it names
         return adapters.merged(path, shared, **kwargs)
-    config = kwargs.pop("config", None)
-    if config is None:
-        config = AutoConfig.from_pretrained(path, **shared)
+    config, kwargs = _config(path, hub, kwargs)
     if not getattr(config, "longctx", None):
         return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
     healed = bool(config.longctx.get("healed"))
     written = {name: getattr(config, name) for name in stored_plan(config)["original"]}
     plan = take_plan(config)
-    if kwargs.get("attn_implementation") == NAME:  # `patch` sets it; unpatching must lead back to an ordinary one
-        del kwargs["attn_implementation"]
     if plan["mamba"]:
         model, info = _load_hybrid(path, config, plan["mamba"], kwargs)
         adopt(model, plan, healed=healed)
@@ -64,6 +69,55 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
                 "it as is"
             )
     return loaded
+
+
+def _config(path: str, hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The config to load by, and what is left of the keyword arguments once its fields are taken out of them.
+
+    As `AutoModelForCausalLM` does it: a config is given whole, or read and its fields replaced by arguments.
+
+    Returns:
+        A config of our own, which may be changed.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    kwargs = dict(kwargs)
+    if kwargs.get("attn_implementation") == NAME:  # `patch` sets it; unpatching must lead back to an ordinary one
+        del kwargs["attn_implementation"]
+    given, asked = kwargs.pop("config", None), "longctx" in kwargs
+    if given is None:
+        of_model = {k: kwargs.pop(k) for k in _OF_MODEL if k in kwargs}
+        config, rest = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+        kwargs = {**rest, **hub, **of_model}
+    elif isinstance(given, PreTrainedConfig):
+        config = copy.deepcopy(given)
+    elif isinstance(given, str | os.PathLike):
+        elsewhere = {k: v for k, v in hub.items() if k not in ("revision", "subfolder")}
+        config = AutoConfig.from_pretrained(given, **elsewhere)
+    else:
+        raise TypeError(f"config is a {type(given).__name__}: give a transformers config, its folder, or nothing")
+    if (given is not None or asked) and (saved := _saved_mamba(path, hub)) is not None:
+        [kept], wanted = saved, _mamba(config)
+        if kept != wanted:
+            raise ValueError(
+                f"config has mamba={wanted!r}, but the weights of {path} were saved with mamba={kept!r}: leave config "
+                "and longctx out, or change a config that transformers.AutoConfig.from_pretrained read from there"
+            )
+    return config, kwargs
+
+
+def _saved_mamba(path: str, hub: dict[str, Any]) -> tuple[str | None] | None:
+    """The Mamba layers that the weights were saved with; None where there is no config beside them."""
+    from transformers import AutoConfig
+
+    try:
+        return (_mamba(AutoConfig.from_pretrained(path, **hub)),)
+    except OSError:
+        return None
+
+
+def _mamba(config: Any) -> str | None:
+    return (getattr(config, "longctx", None) or {}).get("mamba")
 
 
 def _load_hybrid(path: str, config: Any, mamba: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

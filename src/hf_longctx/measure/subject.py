@@ -43,21 +43,23 @@ def as_loaded(model: Any) -> Iterator[Variant | None]:
 
     Yields:
         What it was patched with, as the variant `as-loaded`; None if it was not patched. A model that was saved with
-        Mamba layers stays as it is, since there is no untouched one behind it, and so does a healed one, since
-        patching it again would not bring back what its Mamba layers learned; its variant then defines nothing.
+        Mamba layers stays as it is, since there is no untouched one behind it, and so does one whose Mamba layers are
+        no longer what their conversion made, whoever trained them, since patching it again would not bring back what
+        they learned; its variant then defines nothing.
 
     Raises:
         ValueError: for a plan that cannot be undone, or that this version cannot read.
     """
     from hf_longctx import is_patched, patch, unpatch
     from hf_longctx.hf.attention import arguments, stored_plan
-    from hf_longctx.hf.mixers import mixers, teachers
+    from hf_longctx.hf.mixers import as_converted, mixers
+    from hf_longctx.mamba.mamba2 import parse
 
     if not is_patched(model):
         yield None
         return
     plan = arguments(stored_plan(model.config))
-    if mixers(model) and (not teachers(model) or model.config.longctx["healed"]):
+    if mixers(model) and (model.config.longctx["healed"] or not as_converted(model, parse(plan["mamba"]))):
         yield Variant(AS_LOADED)
         return
     unpatch(model)

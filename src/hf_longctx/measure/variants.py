@@ -125,8 +125,8 @@ def as_variants(
     given = list(given)
     if loaded and not loaded.definition() and (stock or given):
         raise ValueError(
-            "the model has Mamba layers that were loaded or healed, so there is no stock model behind it to run or to "
-            "patch: leave stock out (--no-stock, and --no-standard in cost; stock=False), name no variants, and "
+            "the model has Mamba layers that were loaded or trained, so there is no stock model behind it to run or "
+            "to patch: leave stock out (--no-stock, and --no-standard in cost; stock=False), name no variants, and "
             "measure the original by itself"
         )
     variants: list[Variant] = [Variant(STOCK)] if stock else []

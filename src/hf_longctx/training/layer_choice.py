@@ -68,6 +68,8 @@ class LayerChoice:
         tokens: the length that the cache is counted at.
         rows: rows of text that were read.
         data: where they are from.
+        stock: bytes of stock's cache at that length, of one sequence.
+        attention: attention layers of the model, one of which stays.
     """
 
     mamba: Mamba2
@@ -78,6 +80,20 @@ class LayerChoice:
     tokens: int
     rows: int
     data: str
+    stock: int
+    attention: int
+
+    def within(self, budget_kv: float) -> LayerChoice:
+        """The choice under another budget, by the same ranking: nothing is measured again.
+
+        Raises:
+            ValueError: a budget that no choice reaches.
+        """
+        _check_budget(budget_kv)
+        ranked = [(one.index, one.saved) for one in self.ranking]
+        chosen, kept = _greedy(ranked, self.stock, budget_kv, self.attention)
+        mamba = dataclasses.replace(self.mamba, layers=",".join(map(str, chosen)))
+        return dataclasses.replace(self, mamba=mamba, chosen=chosen, kept=kept, budget_kv=float(budget_kv))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -143,8 +159,7 @@ def choose_layers(
     Raises:
         ValueError: a patched model, a budget that no choice reaches, or text or rows too short.
     """
-    if isinstance(budget_kv, bool) or not isinstance(budget_kv, int | float) or not 0 < budget_kv < 1:
-        raise ValueError(f"budget_kv is {budget_kv!r}: it must be a share above 0 and below 1, such as 0.5")
+    _check_budget(budget_kv)
     if rows < 1:
         raise ValueError(f"rows is {rows}: it must be at least 1")
     if is_patched(model):
@@ -155,19 +170,22 @@ def choose_layers(
     candidates = _candidates(model, plan)
     tokens = tokens or getattr(model.config, "max_position_embeddings", None) or length
     stock, saved = _bytes(model, plan, candidates, tokens)
+    attention = len(attention_modules(model))
     order = sorted(candidates, key=lambda index: -saved[index])
-    _greedy([(index, saved[index]) for index in order], stock, budget_kv, len(attention_modules(model)))
+    _greedy([(index, saved[index]) for index in order], stock, budget_kv, attention)
     corpus = open_corpus(data, field=text_field, split=split)
     texts = make_texts(corpus.train(seed), tokenizer, length, rows, seed)
     with _as_measured(model):
         damages = _damages(model, plan, candidates, texts)
     measured = [LayerDamage(index, *damages[index], saved[index]) for index in candidates]
     ranking = sorted(measured, key=lambda one: (one.saved <= 0, one.damage / max(one.saved, 1)))
-    chosen, kept = _greedy(
-        [(one.index, one.saved) for one in ranking], stock, budget_kv, len(attention_modules(model))
-    )
-    final = dataclasses.replace(plan, layers=",".join(map(str, chosen)))
-    return LayerChoice(final, chosen, tuple(ranking), float(budget_kv), kept, tokens, rows, corpus.label)
+    nothing = LayerChoice(plan, (), tuple(ranking), 1.0, 1.0, tokens, rows, corpus.label, stock, attention)
+    return nothing.within(budget_kv)
+
+
+def _check_budget(budget_kv: float) -> None:
+    if isinstance(budget_kv, bool) or not isinstance(budget_kv, int | float) or not 0 < budget_kv < 1:
+        raise ValueError(f"budget_kv is {budget_kv!r}: it must be a share above 0 and below 1, such as 0.5")
 
 
 # -- what it saves
