@@ -133,7 +133,8 @@ def test_torchrun_shares_a_suite_and_one_process_is_killed(words, tmp_path, run)
     started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in row_files(out / "recall")):
-        assert time.monotonic() < deadline and started.poll() is None, started.communicate()
+        assert started.poll() is None, started.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     ranks = {one.environ().get("RANK"): one for one in psutil.Process(started.pid).children()}
     ranks["1"].kill()
