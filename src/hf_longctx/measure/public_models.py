@@ -26,8 +26,8 @@ def known_config(name: str) -> Any | None:
         name: a local folder, a public model's short name or hub id, the bundled model, or a hub id in the cache.
 
     Returns:
-        Its configuration, without what it was patched with; None where it is not here, or is of no causal language
-        model. No network is asked.
+        Its configuration, with what it was saved patched with; None where it is not here. No network is asked, and
+        no code of the model's own is run.
 
     >>> known_config("meta-llama/Llama-3.1-8B").num_hidden_layers, known_config("no-such-model")
     (32, None)
@@ -35,7 +35,6 @@ def known_config(name: str) -> Any | None:
     from transformers import AutoConfig
 
     from hf_longctx.hf.loading import HUB_ID, hub_id
-    from hf_longctx.hf.saving import take_plan
 
     wanted = hub_id(name) or name
     same = [short for short, entry in public_models().items() if wanted.lower() in (short, entry["source"].lower())]
@@ -43,14 +42,10 @@ def known_config(name: str) -> Any | None:
         if Path(wanted).exists() or not same:
             if not Path(wanted).exists() and not HUB_ID.fullmatch(wanted):
                 return None
-            config = AutoConfig.from_pretrained(wanted, local_files_only=True)
-        else:
-            config = config_of(same[0])
-        if getattr(config, "longctx", None):
-            take_plan(config)
+            return AutoConfig.from_pretrained(wanted, local_files_only=True, trust_remote_code=False)
+        return config_of(same[0])
     except (OSError, ValueError):
         return None
-    return config
 
 
 def config_of(name: str) -> Any:

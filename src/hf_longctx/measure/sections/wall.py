@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_longctx.hf.architecture import Architecture, architecture
+from hf_longctx.hf.saving import take_plan
 from hf_longctx.measure.cost import EAGER, method_of
 from hf_longctx.measure.cost_model import FLASH, STANDARD, Method, cost
 from hf_longctx.measure.heatmap import length_label
@@ -14,7 +15,7 @@ from hf_longctx.measure.machines import Machine
 from hf_longctx.measure.plot import PLOT, across, dash, legend, length_ticks, marker, path, ticks, upwards
 from hf_longctx.measure.public_models import known_config
 from hf_longctx.measure.runs import Run
-from hf_longctx.measure.variants import Variant
+from hf_longctx.measure.variants import AS_LOADED, Variant
 from hf_longctx.measure.wall import LENGTHS, wall
 
 from .words import size
@@ -38,13 +39,16 @@ def build(run: Run, machine: Machine) -> dict[str, Any] | None:
     return {"plot": PLOT, "models": models, "named": len(models) > 1, "machine": machine.name} if models else None
 
 
-def methods(run: Run, model: str, sizes: Architecture) -> list[tuple[str, Method]]:
+def methods(
+    run: Run, model: str, sizes: Architecture, saved: Mapping[str, str] | None = None
+) -> list[tuple[str, Method]]:
     """Standard and flash attention, and the variants that differ from these in memory; those that do not share a line.
 
     Args:
         run: of one or more models.
         model: whose parts are looked at.
         sizes: of that model. A variant that does not fit them, or whose pattern is unknown here, is left out.
+        saved: what the model's folder was saved patched with, which is the variant `as-loaded`.
 
     Returns:
         A label and a method each.
@@ -52,7 +56,8 @@ def methods(run: Run, model: str, sizes: Architecture) -> list[tuple[str, Method
     found: list[tuple[list[str], Method]] = [(["standard"], STANDARD), (["flash"], FLASH)]
     for part in run.parts:
         for name, entry in part.variants.items() if part.model == model else ():
-            method = _method(name, entry, sizes)
+            definition = entry.get("definition") or (saved or {} if name == AS_LOADED else {})
+            method = _method(name, definition, sizes)
             if method is None:
                 continue
             names = next((names for names, one in found if replace(one, name=method.name) == method), None)
@@ -63,11 +68,11 @@ def methods(run: Run, model: str, sizes: Architecture) -> list[tuple[str, Method
     return [(", ".join(names), method) for names, method in found]
 
 
-def _method(name: str, entry: Mapping[str, Any], sizes: Architecture) -> Method | None:
+def _method(name: str, definition: Mapping[str, str], sizes: Architecture) -> Method | None:
     if name == EAGER:
         return STANDARD
     try:
-        method = method_of(Variant(name, **(entry.get("definition") or {})))
+        method = method_of(Variant(name, **definition))
         cost(sizes, method, 1, count=False)
     except (ValueError, TypeError):
         return None
@@ -78,8 +83,12 @@ def _view(run: Run, model: str, machine: Machine) -> dict[str, Any] | None:
     config = known_config(model)
     if config is None:
         return None
-    sizes = architecture(config)
-    compared = methods(run, model, sizes)
+    try:
+        saved = take_plan(config) if getattr(config, "longctx", None) else {}
+        sizes = architecture(config)
+    except (ValueError, AttributeError):
+        return None  # of no causal language model, or with a plan of another version: the page does without
+    compared = methods(run, model, sizes, saved)
     document = wall(sizes, [method for _, method in compared], machine=machine, itemsize=ITEMSIZE, count=False)
     names = [name for name, _ in compared]
     claims = {
