@@ -20,6 +20,7 @@ from hf_longctx.measure.cost import run_cost
 from hf_longctx.measure.cost_child import Task, measure
 from hf_longctx.measure.cost_model import STANDARD, Method, cost
 from hf_longctx.measure.memory import Meter, _status, is_out_of_memory, limited, returning
+from hf_longctx.measure.runs import read as read_run
 from hf_longctx.measure.sections.cost import OUTCOMES
 from hf_longctx.measure.sections.words import size as binary
 from hf_longctx.measure.variants import Variant
@@ -217,6 +218,47 @@ def test_out_of_memory_time_out_and_errors_are_rows(tmp_path, scripted):
     asked.clear()
     run_cost(saved(tmp_path), variants=[WINDOW], lengths=[20, 30, 40], out=tmp_path / "run")
     assert asked == [("window:20+global:2", n) for n in (20, 30, 40)]
+
+
+def test_what_ran_out_is_measured_again_when_asked(tmp_path, scripted, run):
+    """By default kept, with a word on how to retry; figures that are there never are measured twice."""
+    model, out = saved(tmp_path), tmp_path / "run"
+    options = ("cost", model, "--lengths", "20,30,40", "--no-standard", "--device", "cpu", "--out", str(out))
+
+    def short(what):
+        return {"outcome": "oom", "reason": "no room"} if what.length > 20 else fine(what)
+
+    def outcomes(*more):
+        code, said, err = run(*options, *more)
+        assert code == 0, err
+        latest = {}
+        for line in (out / "cost.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            latest[row["length"]] = (row["outcome"], row.get("memory_limit"))
+        return said, [latest[n] for n in (20, 30, 40)]
+
+    asked = scripted(short)
+    said, found = outcomes("--memory", "1GB")
+    assert found == [("ok", 10**9), ("oom", 10**9), ("skipped", None)]
+    assert "--retry measures them again" in said
+    asked.clear()
+    assert outcomes("--memory", "2GB")[1] == found
+    assert asked == []
+    assert outcomes("--memory", "2GB", "--retry")[1] == [("ok", 10**9), ("oom", 2 * 10**9), ("skipped", None)]
+    assert [length for _, length in asked] == [30]
+    asked = scripted(fine)
+    said, found = outcomes("--retry", "--memory", "3GB")
+    assert found == [("ok", 10**9), ("ok", 3 * 10**9), ("ok", 3 * 10**9)]
+    assert [length for _, length in asked] == [30, 40]
+    assert "--retry" not in said
+    # A row of another process's file, read first or last, is not taken for the newer one.
+    rows = (out / "cost.jsonl").read_text().splitlines()
+    (out / "cost.1-of-2.jsonl").write_text("\n".join(rows[3:]) + "\n")
+    (out / "cost.jsonl").write_text("\n".join(rows[:3]) + "\n")
+    asked.clear()
+    assert run(*options, "--retry")[0] == 0
+    assert asked == []
+    assert {row["outcome"] for row in read_run(out).parts[0].rows} == {"ok"}
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_longctx.hf.architecture import architecture
 from hf_longctx.measure import page, plot, runs, sections
+from hf_longctx.measure.cost_model import FLASH, STANDARD
+from hf_longctx.measure.cost_model import cost as cost_of
+from hf_longctx.measure.machines import machine
+from hf_longctx.measure.public_models import known_config
 from hf_longctx.measure.published import one_model, published
 from hf_longctx.measure.report import write
-from hf_longctx.measure.sections import pareto
+from hf_longctx.measure.sections import cost, pareto, wall
 from page_reader import read
 from run_folders import (
     HOSTILE,
@@ -163,6 +168,59 @@ def test_costs_show_failures_formulas_and_every_figure(tmp_path):
     assert "738 MiB" not in found.words
     rings = [one for one in found.all("circle") if one.get("class") == "ring"]
     assert len(rings) == 2 * 8 + 1  # peak and cache, eight measured rows, and one in the legend
+
+
+@pytest.mark.parametrize("outcome", ["oom", "timeout", "skipped"])
+def test_where_nothing_could_be_measured_the_formula_shows_with_the_sign_of_what_happened(tmp_path, outcome):
+    said = {"modelled_working_bytes": 5 << 30, "modelled_peak_bytes": 6 << 30, "modelled_cache_bytes": 7 << 20}
+    rows = [row if row["outcome"] == "ok" else row | said | {"outcome": outcome} for row in make_cost_rows()]
+    folder = save_cost(tmp_path / "run", rows)
+    charts = {chart["title"]: chart for chart in cost.build(runs.read(folder).parts[0], ())["charts"]}
+    peak, cache = charts["Peak memory of the process"], charts["Cache after the last token"]
+    for chart, told in ((peak, "5.59 GiB"), (cache, "7 MiB")):
+        x, y, title = chart["series"][0]["rings"][-1]
+        assert title == f"standard at 4K, by formula: {told}"
+        (sign,) = chart["failures"]
+        assert sign["path"] == f"M{x:g} {y:g}{cost.SIGNS[outcome]}"
+        assert len(chart["series"][0]["model"].split()) == 3
+    assert len(charts["Time to the first token"]["failures"]) == (outcome != "skipped")
+    found = read(folder)
+    assert f"standard at 4K: {cost.OUTCOMES[outcome]}; model says 6 GiB" in str(charts)
+    assert "5 GiB" in found.words
+    assert "7 MiB by formula" in found.words
+
+
+def test_the_wall_of_a_known_model_is_drawn_for_its_variants(tmp_path):
+    """From the configuration alone: standard falls first, the window keeps a bounded cache, RoPE alone is flash."""
+    folder = both_folder(tmp_path / "run")
+    assert "wall" not in read(folder).sections  # nothing here is called a-model
+    for path in (folder / "run.json", folder / "summary.json", folder / "cost.json"):
+        if path.is_file():
+            path.write_text(path.read_text().replace("a-model", "SmolLM2-135M-Instruct"))
+    found = read(folder)
+    assert found.sections[-2:] == ["wall", "again"]
+    (view,) = wall.build(runs.read(folder), machine("24GB"))["models"]
+    rows = {row["name"]: row for row in view["rows"]}
+    assert list(rows)[0] == "standard"
+    flash = next(name for name in rows if name.startswith("flash"))
+    assert "stock" in flash
+    fits = {name: row["fits"] for name, row in rows.items()}
+    window = fits["window"]
+    config = architecture(known_config("SmolLM2-135M-Instruct"))
+    at = {"chunk": 2048, "count": False}
+    least = fits["standard"][0][1]
+    assert cost_of(config, STANDARD, least, count=False).peak_bytes <= 24 * 10**9
+    assert cost_of(config, STANDARD, least + 1, count=False).peak_bytes > 24 * 10**9
+    assert cost_of(config, FLASH, fits[flash][1][1], **at).peak_bytes <= 24 * 10**9
+    assert least < fits[flash][0][1]
+    assert window[2] == ("any", "Infinity")
+    chart = view["charts"][0]
+    assert chart["limit"][1] == "24GB"
+    assert {label for _, label in chart["claims"]} == {"claims 8K", "claims 16K"}
+    write(folder, memory="l4")
+    assert "NVIDIA L4" in (folder / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="did you mean 'h100'"):
+        write(folder, memory="h10")
 
 
 def test_the_front_is_drawn_and_told(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_longctx.measure.machines import machine, machines, read_bytes
-from hf_longctx.measure.published import effective, published
+from hf_longctx.measure.published import effective, label, published
 
 # Rows of RULER's own table that break RULER's own rule.
 BROKEN = {
@@ -29,11 +29,21 @@ def test_every_row_has_what_a_reader_needs():
         suites[row["suite"]] = suites.get(row["suite"], 0) + 1
         assert row["scores"]
         assert all(0 <= score <= 100 for score in row["scores"].values())
-        assert row["source"]["title"]
+        assert all(row["source"][key] for key in ("title", "url", "paper", "date"))
         assert row["source"]["status"] in ("read", "second-hand", "computed", "from memory")
         assert row["claimed"] is None or row["claimed"] % 1024 == 0
         assert (row["pattern"] is None and row["rope"] is None) or row["architecture_status"]
     assert suites == {"ruler": 49, "nolima": 18, "babilong": 5}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Gemini 1.5 Pro", "Claude 3.5", "GPT-4-1106", "Mistral 7B", "Jamba-1.5", "Llama3.1", "Qwen3-8B", "Gemma 3 27B"],
+)
+def test_the_models_that_people_ask_for_have_pattern_and_rope_or_a_word_why_not(name):
+    rows = [row for row in published() if name.lower().replace("-", " ") in label(row).lower().replace("-", " ")]
+    assert rows
+    assert all((row["pattern"] or row["rope"]) and row["architecture_status"] for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ def cost(
         str | None, typer.Option("--memory", help="What a process may take, such as 8GB. [default: what is free]")
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one variant and length.")] = 600.0,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Measure rows of this folder that ran out of memory or time again.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the random prompt.")] = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -88,6 +91,7 @@ def cost(
             "timeout": timeout,
             "stock": not no_stock,
             "standard": not no_standard,
+            "retry": retry,
         },
         on_row=_line,
         show=_show,
@@ -112,6 +116,7 @@ def _show(document: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
     from hf_longctx.cli.wall import size
+    from hf_longctx.measure.cost import UNMEASURED
     from hf_longctx.measure.heatmap import length_label
     from hf_longctx.measure.sections.cost import ended
 
@@ -123,6 +128,8 @@ def _show(document: dict[str, Any], out: Path | None) -> None:
         if row["outcome"] != "ok"
     ]
     if out is not None:
+        if any(row["outcome"] in UNMEASURED for row in document["rows"]):
+            lines.append("rows without figures are kept when this goes on; --retry measures them again")
         lines += [f"rows: {out / 'cost.jsonl'}", *page_of(out)]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

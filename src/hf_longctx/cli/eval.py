@@ -60,6 +60,9 @@ def eval_(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run. [default: runs/NAME of the suite]")
     ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Measure costs that ran out of memory or time in this folder again.")
+    ] = False,
     fail_under: FailUnder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all summaries as one JSON document.")] = False,
 ) -> None:
@@ -77,6 +80,7 @@ def eval_(
     names = {name: kind.keys() for name, kind in kinds.items()}
     limits = gate.parse(fail_under or [])
     given = {"variant": variant, "lengths": lengths, "files": files, "seed": seed, "dtype": dtype, "device": device}
+    given |= {"retry": retry or None}
     asked = read_suite(suite, names).override(names, model=model, **given)
     if not asked.models:
         raise ValueError(f"{suite} names no model: give --model, such as --model demo")

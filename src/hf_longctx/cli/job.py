@@ -116,7 +116,7 @@ def measuring(read: Callable[..., Job]) -> Callable[..., None]:
 
 
 def share(device: str | None, out: Path | None) -> None:
-    """Join the other processes, if a launcher started several.
+    """Join the other processes, if a launcher started several, and say how many they are.
 
     Args:
         device: as `--device`.
@@ -130,3 +130,5 @@ def share(device: str | None, out: Path | None) -> None:
     if processes.launched() and out is None:
         raise ValueError("several processes share a run by its folder: give --out")
     processes.join(device)
+    if processes.here().main and (told := processes.sharing()) is not None:
+        typer.echo(told, err=True)

@@ -17,6 +17,9 @@ def report(
     overlay: Annotated[
         str | None, typer.Option("--overlay", help="Published model to draw beside it, as in `hf-longctx models`.")
     ] = None,
+    memory: Annotated[
+        str, typer.Option("--memory", help="Machine of the memory wall, as for `hf-longctx wall`: h100, 24GB.")
+    ] = "h100",
     page: Annotated[
         Path | None, typer.Option("--page", help="File of the comparison. [default: RUN_B/comparison.html]")
     ] = None,
@@ -27,7 +30,7 @@ def report(
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
-        ValueError: A folder is no run, or has no rows yet; or there is no such published model.
+        ValueError: A folder is no run, or has no rows yet; or there is no such published model or machine.
         typer.Exit: With 1, if what --fail-under asks for is not reached.
     """
     from hf_longctx.measure import gate, runs
@@ -43,7 +46,7 @@ def report(
         return
     if page is not None:
         raise ValueError(f"--page {str(page)!r}: it is for comparing two runs; a run's page is RUN/report.html")
-    written = write(run, overlay=overlay)
+    written = write(run, overlay=overlay, memory=memory)
     if as_json:
         parts = {part.name: dict(part.summary) for part in runs.read(run).parts}
         typer.echo(json.dumps({"written": [str(path) for path in written], "parts": parts}, ensure_ascii=False))

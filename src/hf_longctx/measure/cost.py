@@ -22,7 +22,7 @@ from hf_longctx.hf.saving import planned_skeleton, take_plan
 from hf_longctx.patterns import parse
 
 from .cost_child import Task
-from .cost_model import FLASH, STANDARD, Cost, Method, cost
+from .cost_model import FLASH, STANDARD, Method, cost
 from .environment import free_memory, hardware, origin
 from .store import RunStore, row_key
 from .subject import look_at
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 EAGER = "standard"
 TIMEOUT = 600.0
 """Seconds that one measurement may take, loading included."""
+UNMEASURED = ("oom", "timeout", "skipped")
+"""Outcomes that another machine, or more patience, may change."""
 
 
 def run_cost(
@@ -52,6 +54,7 @@ def run_cost(
     out: str | Path | None = None,
     stock: bool = True,
     standard: bool = True,
+    retry: bool = False,
     on_row: Callable[[dict[str, Any]], None] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -72,25 +75,29 @@ def run_cost(
         seed: of the random tokens.
         dtype: `float32`, `bfloat16` or `float16`.
         device: `cpu` or `cuda`.
-        memory: bytes that a process may take; past it a row says `oom`. None takes what is free on a CPU.
+        memory: bytes that a process may take; past it a row says `oom`. None takes what is free on a CPU. A run that
+            goes on may change it, and `timeout`: neither changes a figure.
         timeout: seconds for one variant and length, loading included.
         out: folder for `cost.jsonl` and `cost.json`; a run that was stopped goes on there. None keeps nothing.
         stock: whether the untouched model runs, with the attention that transformers chooses for it.
         standard: whether it also runs with standard attention (transformers' `eager`), whose n x n scores are stored.
+        retry: whether rows of an earlier run that ended in `oom`, `timeout` or `skipped` are measured again; those in
+            `error` always are.
         on_row: called with each new row.
         command: how the user started this; kept in `cost.json`.
 
     Returns:
         `{"settings", "versions", "hardware", "started", "command", "variants", "rows"}`. A row has `variant`,
         `length`, `outcome` (`ok`; `oom`; `timeout`; `skipped`: a shorter length of the variant ran out already;
-        `error`) and `reason`. Where it is `ok`, `ttft_seconds`, `prefill_tokens_per_second` and
-        `decode_tokens_per_second` (at that depth) are `{"median", "low", "high", "values"}` with quartiles, and in
-        bytes there are `peak_bytes` (of all runs, weights and libraries included), `working_bytes` (the most that the
-        prefill took beside what was there before, None where the system does not tell), `weight_bytes`,
-        `reserved_bytes` (CUDA's allocator), `cache_bytes` (counted from the tensors, after the last token),
-        `described_cache_bytes` (what `describe` says) and `cache_storage_bytes` (memory behind those tensors). Every
-        row but one with an `error` has what the cost model says: `modelled_working_bytes`, and `modelled_peak_bytes`,
-        which are these and the weights, without the libraries.
+        `error`), `reason`, and `memory_limit`, the bytes that it was given. Where it is `ok`, `ttft_seconds`,
+        `prefill_tokens_per_second` and `decode_tokens_per_second` (at that depth) are `{"median", "low", "high",
+        "values"}` with quartiles, and in bytes there are `peak_bytes` (of all runs, weights and libraries included),
+        `working_bytes` (the most that the prefill took beside what was there before, None where the system does not
+        tell), `weight_bytes`, `reserved_bytes` (CUDA's allocator), `cache_bytes` (counted from the tensors, after the
+        last token), `described_cache_bytes` (what `describe` says) and `cache_storage_bytes` (memory behind those
+        tensors). Every row but one with an `error` has what the cost model says: `modelled_working_bytes`,
+        `modelled_peak_bytes`, which are these and the weights, without the libraries, and `modelled_cache_bytes`,
+        after the last token.
 
     Raises:
         ValueError: settings that cannot work, before anything has run, or a folder with another run.
@@ -114,8 +121,9 @@ def run_cost(
     facts = {subject.name: look_at(network, subject.variant) for subject in subjects}
     settings = {
         "model": model, "dtype": dtype, "device": device, "repeats": repeats, "steps": steps, "chunk": chunk,
-        "seed": seed, "memory": memory,
+        "seed": seed,
     }  # fmt: skip
+    bounds = _Bounds(memory, timeout)
     store = RunStore(
         Path(out) if out is not None else None,
         settings,
@@ -127,16 +135,18 @@ def run_cost(
         for subject in subjects:
             implementation = {} if subject.implementation is None else {"implementation": subject.implementation}
             store.add_variant(subject.name, facts[subject.name] | implementation)
+        # By variant the shortest row that ran out: whatever is longer is not tried.
+        ended = {} if retry else _ended(store.rows.values())
         for length in sorted(set(lengths)):
             for subject in subjects:
                 key = {"variant": subject.name, "trial": 0, "length": length, "depth": None, "kind": "cost"}
                 known = store.rows.get(row_key(key))
-                if known is not None and known["outcome"] != "error":
+                if known is not None and not _again(known, retry):
                     continue
-                row = key | _row(subject, length, settings, timeout, store)
+                row = key | _row(subject, length, settings, bounds, ended.get(subject.name))
+                ended = _ended([*ended.values(), row])
                 if row["outcome"] != "error":
-                    said = _modelled(subject, length, settings, sizes, config)
-                    row |= {"modelled_working_bytes": said.working_bytes, "modelled_peak_bytes": said.peak_bytes}
+                    row |= _modelled(subject, length, settings, sizes, config)
                 store.add_row(row)
                 if on_row is not None:
                     on_row(row)
@@ -185,12 +195,13 @@ def _subjects(
                 f"the variant name {EAGER!r} is reserved for the model under standard attention: choose another"
             )
         if variant.name != STOCK or stock:
-            method = _method(saved if saved is not None and variant.name == AS_LOADED else variant)
+            method = method_of(saved if saved is not None and variant.name == AS_LOADED else variant)
             subjects.append(_Subject(variant, None, method))
     return subjects
 
 
-def _method(variant: Variant) -> Method:
+def method_of(variant: Variant) -> Method:
+    """What the cost model is told of a variant; RoPE costs nothing."""
     if variant.attention is None and variant.mamba is None:
         return FLASH
     pattern = None if variant.attention is None else parse(variant.attention)
@@ -199,17 +210,38 @@ def _method(variant: Variant) -> Method:
     return Method(variant.name, attention=pattern, patched=patched, mamba=variant.mamba, own_windows=own)
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """What a measurement may take: bytes, None for what is free, and seconds."""
+
+    memory: int | None
+    timeout: float
+
+
+def _again(row: Mapping[str, Any], retry: bool) -> bool:
+    """Whether a row that is there is measured again."""
+    return row["outcome"] == "error" or (retry and row["outcome"] in UNMEASURED)
+
+
+def _ended(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By variant the shortest row that ran out of memory or time."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["length"]):
+        if row["outcome"] in ("oom", "timeout"):
+            found.setdefault(row["variant"], row)
+    return found
+
+
 def _row(
     subject: _Subject,
     length: int,
     settings: Mapping[str, Any],
-    timeout: float,
-    store: RunStore,
+    bounds: _Bounds,
+    ended: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    for row in store.rows.values():
-        if row["variant"] == subject.name and row["length"] < length and row["outcome"] in ("oom", "timeout"):
-            return {"outcome": "skipped", "reason": f"{row['outcome']} at {row['length']} tokens", "seconds": 0.0}
-    memory = settings["memory"] or (free_memory("cpu") if _device(settings) == "cpu" else None)
+    if ended is not None and ended["length"] < length:
+        return {"outcome": "skipped", "reason": f"{ended['outcome']} at {ended['length']} tokens", "seconds": 0.0}
+    memory = bounds.memory or (free_memory("cpu") if _device(settings) == "cpu" else None)
     task = Task(
         definition=subject.variant.definition(),
         implementation=subject.implementation,
@@ -218,10 +250,10 @@ def _row(
         memory=memory,
     )
     started = time.perf_counter()
-    found = _child(task, timeout)
-    seconds = round(time.perf_counter() - started, 1)
+    found = _child(task, bounds.timeout)
+    spent = {"memory_limit": memory, "seconds": round(time.perf_counter() - started, 1)}
     if found["outcome"] != "ok":
-        return found | {"seconds": seconds}
+        return found | spent
     prefill, decode = found["prefill_seconds"], found["decode_seconds"]
     same = (
         "baseline_bytes", "working_bytes", "peak_bytes", "reserved_bytes", "weight_bytes", "cache_bytes",
@@ -235,7 +267,7 @@ def _row(
         "decode_tokens_per_second": spread([task.steps / one for one in decode]),
         **{key: found[key] for key in same},
         "described_cache_bytes": found["described_bytes"],
-        "seconds": seconds,
+        **spent,
     }
 
 
@@ -244,7 +276,9 @@ def _device(settings: Mapping[str, Any]) -> str:
     return str(settings["device"] or ("cuda" if hardware()["cuda"] else "cpu")).partition(":")[0]
 
 
-def _modelled(subject: _Subject, length: int, settings: Mapping[str, Any], sizes: Architecture, config: Any) -> Cost:
+def _modelled(
+    subject: _Subject, length: int, settings: Mapping[str, Any], sizes: Architecture, config: Any
+) -> dict[str, int]:
     """What the cost model says of a row, whether or not it can be measured."""
     import torch
 
@@ -252,7 +286,12 @@ def _modelled(subject: _Subject, length: int, settings: Mapping[str, Any], sizes
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = settings["dtype"] or ("float32" if device == "cpu" else stored)
     args = {"itemsize": getattr(torch, dtype).itemsize, "chunk": settings["chunk"], "device": device, "count": False}
-    return cost(sizes, subject.method, length, **args)
+    prefill, ended = (cost(sizes, subject.method, n, **args) for n in (length, length + settings["steps"]))
+    return {
+        "modelled_working_bytes": prefill.working_bytes,
+        "modelled_peak_bytes": prefill.peak_bytes,
+        "modelled_cache_bytes": ended.cache_bytes,
+    }
 
 
 def _child(task: Task, timeout: float) -> dict[str, Any]:

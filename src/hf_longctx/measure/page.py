@@ -16,6 +16,7 @@ from typing import Any
 from hf_longctx.measure import heatmap, sections
 from hf_longctx.measure.finding import cost_line, finding, verdict_line
 from hf_longctx.measure.heatmap import length_label
+from hf_longctx.measure.machines import Machine, machines
 from hf_longctx.measure.runs import Part, Run
 from hf_longctx.measure.sections.control import doubted
 from hf_longctx.measure.sections.words import percent
@@ -23,12 +24,13 @@ from hf_longctx.measure.sections.words import percent
 _EYEBROW = {"needle": "Needle in a haystack", "tasks": "Effective context", "cost": "Cost of context"}
 
 
-def render(run: Run, overlay: Sequence[Mapping[str, Any]] = ()) -> str:
+def render(run: Run, overlay: Sequence[Mapping[str, Any]] = (), *, machine: Machine | None = None) -> str:
     """Render the page of a run.
 
     Args:
         run: what `runs.read` gives; parts that a young or killed run lacks are left out of the page.
         overlay: rows of `published.published` to show beside it.
+        machine: whose memory is drawn beside what lengths take by formula; None takes an H100.
 
     Returns:
         An HTML document that needs no other file and no network.
@@ -49,7 +51,8 @@ def render(run: Run, overlay: Sequence[Mapping[str, Any]] = ()) -> str:
         models=len({part.model for part in run.parts}),
         lead=sections.build(sections.LEAD, run, overlay),
         parts=[_part(part, overlay, many) for part in run.parts],
-        tail=sections.build(sections.TAIL, run, overlay),
+        tail=sections.build(sections.WALL, run, machine or machines()["h100"])
+        + sections.build(sections.TAIL, run, overlay),
     )
 
 

@@ -18,6 +18,9 @@ from typing import Any
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where launchers say how many processes they started; the ones that accelerate reads."""
 
+_ACCELERATE = "ACCELERATE_MIXED_PRECISION"
+"""What accelerate's launcher always sets."""
+
 _PATIENCE = timedelta(days=30)
 """How long a process waits for the others: their last cell may take hours."""
 
@@ -49,6 +52,22 @@ def launched() -> bool:
     False
     """
     return any(int(os.environ.get(name) or 1) > 1 for name in _SIZES)
+
+
+def sharing() -> str | None:
+    """How many processes share the run, as a sentence; None where no launcher was at work.
+
+    `accelerate launch --cpu --num_processes 2` starts one process, since it starts more by MPI alone: without this
+    nobody would know.
+    """
+    if here().count > 1:
+        return f"{here().count} processes share this run"
+    if _ACCELERATE in os.environ:
+        return (
+            "1 process runs this: on CPUs accelerate launch starts more by MPI alone; "
+            "torchrun --nproc-per-node 2 -m hf_longctx ... --device cpu starts two"
+        )
+    return None
 
 
 def join(device: str | None = None) -> Place:

@@ -25,7 +25,7 @@ PAGE = "report.html"
 """The page's file in a run's folder."""
 
 
-def write(run: Path, *, overlay: str | None = None) -> list[Path]:
+def write(run: Path, *, overlay: str | None = None, memory: str = "h100") -> list[Path]:
     """Write ``report.html``, and ``heatmap.png`` for a needle run, into a run's folder, replacing older ones.
 
     Each file is replaced in one step when it is complete.
@@ -34,22 +34,26 @@ def write(run: Path, *, overlay: str | None = None) -> list[Path]:
         run: The folder of a needle run, a run of tasks, a cost run, both of a model, or a suite of these; finished or
             not.
         overlay: Name of a published model to show beside it, as `hf-longctx models` lists them.
+        memory: Machine, or size, that is drawn beside what lengths take by formula, as for `hf-longctx wall`.
 
     Returns:
         The paths of what was written.
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed; nothing has been written.
-        ValueError: The folder has no rows, or its files cannot be read as a run; or no such published model.
+        ValueError: The folder has no rows, or its files cannot be read as a run; or there is no such published model
+            or machine.
     """
+    from hf_longctx.measure.machines import machine
     from hf_longctx.measure.published import one_model
 
     rows = one_model(overlay) if overlay is not None else []
+    limit = machine(memory)
     require()
     from hf_longctx.measure.page import render
 
     found = runs.read(run)
-    html = render(found, rows)
+    html = render(found, rows, machine=limit)
     written = [run / PAGE]
     needles = [part for part in found.parts if part.kind == "needle"]
     if needles and not (run / runs.SUITE).is_file():

@@ -18,7 +18,7 @@ from . import tally
 from .effective import Climb
 from .effective import summarise as climbed
 from .stats import summarise as counted
-from .store import row_files
+from .store import later, row_files
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def _rows(folder: Path, name: str) -> list[Row]:
                 key = tuple(row[part] for part in ("variant", "trial", "length", "depth", "kind"))
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{path}: a row lacks {error}; restore the file or run again") from error
-            found[(*key, row.get("task"))] = row
+            found[(*key, row.get("task"))] = later(found.get((*key, row.get("task"))), row)
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .processes import here, wait
 
@@ -30,6 +30,8 @@ _RUNS = {"run.json", "cost.json"}
 _LOCKS = ".locks"
 """Folder of lock files: one for each file of rows, one for each cell, `run` for what all processes write."""
 
+Row = TypeVar("Row", bound=Mapping[str, Any])
+
 Key = tuple[str, int, int, float | None, str]
 """What makes a row unique: variant, trial, length, depth, kind."""
 
@@ -44,6 +46,21 @@ def row_key(row: Mapping[str, Any]) -> Key:
         (variant, trial, length, depth, kind).
     """
     return row["variant"], row["trial"], row["length"], row["depth"], row["kind"]
+
+
+def later(known: Row | None, row: Row) -> Row:
+    """Which of two rows of one key counts: the one that was measured, or else the one read last.
+
+    Files of several processes say nothing about which row came first, and only what has no figures is asked again.
+
+    Args:
+        known: the row read before, if any.
+        row: read after it.
+
+    >>> later({"outcome": "ok"}, {"outcome": "oom"}), later({"outcome": "error"}, {"outcome": "oom"})
+    ({'outcome': 'ok'}, {'outcome': 'oom'})
+    """
+    return known if known is not None and known.get("outcome") == "ok" != row.get("outcome") else row
 
 
 def row_files(out: Path, name: str = "rows") -> list[Path]:
@@ -135,7 +152,7 @@ class RunStore:
             rows, stop = read_rows(path, start)
             self._read[path.name] = stop
             for row in rows:
-                self.rows[row_key(row)] = row
+                self.rows[row_key(row)] = later(self.rows.get(row_key(row)), row)
 
     @contextlib.contextmanager
     def claim(self, *cell: object) -> Iterator[bool]:

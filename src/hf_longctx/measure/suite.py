@@ -33,7 +33,7 @@ KINDS = {"needle": "needle", "effective": "tasks", "tasks": "tasks", "cost": "co
 
 _MAY_CHANGE = {
     "variant", "attention", "rope", "no-stock", "no-standard", "trials", "budget", "bisections", "confidence", "task",
-    "timeout",
+    "timeout", "memory", "retry",
 }  # fmt: skip
 """Options that a run's folder may gain by, or that change no row; `lengths` too, except for needles."""
 

@@ -54,6 +54,7 @@ def wall(
     lengths: Sequence[int] = LENGTHS,
     itemsize: int = 2,
     chunk: int = 2048,
+    count: bool = True,
 ) -> dict[str, Any]:
     """Costs of each method at each length, and the longest length that fits a machine.
 
@@ -64,6 +65,7 @@ def wall(
         lengths: tokens.
         itemsize: bytes of a number.
         chunk: rows of one forward in the figures that read the prompt in chunks; the others read it at once.
+        count: whether operations are worked out too, for which a pattern's pairs are counted; None without.
 
     Returns:
         Plain data: `machine`, `itemsize`, `chunk`, `architecture`, and `methods`, each with `name`, `pattern` and
@@ -83,7 +85,7 @@ def wall(
     for method in compared:
         rows = []
         for n in lengths:
-            row = cost(a, method, n, itemsize=itemsize).to_dict()
+            row = cost(a, method, n, itemsize=itemsize, count=count).to_dict()
             chunked = cost(a, method, n, itemsize=itemsize, chunk=chunk, count=False)
             rows.append(row | {"chunked_peak_bytes": chunked.peak_bytes})
         shown.append(

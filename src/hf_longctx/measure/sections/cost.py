@@ -23,6 +23,12 @@ OUTCOMES = {
 }
 """What is said of a row that has no figures."""
 
+SIGNS = {"oom": "m-4-4l8 8m0-8l-8 8", "timeout": "m-5.5 0h11m-5.5-5.5v11", "skipped": "m-5 0h10"}
+"""SVG path of the sign for such a row, about the point before it: a cross, a plus, a stroke."""
+
+_EDGE = 6
+"""Height of a sign that has no figure to stand at: the upper edge."""
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -31,14 +37,16 @@ class Chart:
     Attributes:
         title: heading of the chart.
         measured: key of a row with a number, or with `median`, `low` and `high`.
-        modelled: the figure by formula, of a row; None where there is none.
+        modelled: the figure by formula, of a row and of the bytes that its variant had in memory before any prompt,
+            None where nothing was measured; None where there is none.
         say: a value as text.
-        failures: whether rows without figures are marked, as beyond the upper edge.
+        failures: whether rows without figures are marked where there is no figure by formula, as beyond the upper
+            edge.
     """
 
     title: str
     measured: str
-    modelled: Callable[[Row], float | None]
+    modelled: Callable[[Row, int | None], float | None]
     say: Callable[[float | None], str]
     failures: bool = False
 
@@ -48,14 +56,23 @@ class Chart:
         return self.say is size
 
 
-def modelled_peak(row: Row) -> float | None:
+def modelled_peak(row: Row, base: int | None) -> float | None:
     """What was in memory before the prompt, and what the model says that the prefill adds.
 
-    >>> modelled_peak({"baseline_bytes": 100, "modelled_working_bytes": 20}), modelled_peak({})
-    (120, None)
+    Where the variant was never measured, so that this is not known, the weights stand for it.
+
+    >>> modelled_peak({"modelled_working_bytes": 20, "modelled_peak_bytes": 90}, 100)
+    120
+    >>> modelled_peak({"modelled_working_bytes": 20, "modelled_peak_bytes": 90}, None), modelled_peak({}, 100)
+    (90, None)
     """
-    base, working = row.get("baseline_bytes"), row.get("modelled_working_bytes")
-    return None if base is None or working is None else base + working
+    working = row.get("modelled_working_bytes")
+    return row.get("modelled_peak_bytes") if base is None or working is None else base + working
+
+
+def modelled_cache(row: Row, base: int | None) -> float | None:
+    """What `describe` said of the cache of a measured row, the formula of another."""
+    return row.get("described_cache_bytes", row.get("modelled_cache_bytes"))
 
 
 def ended(row: Row, say: Callable[[int], str] = size) -> str:
@@ -69,10 +86,10 @@ def ended(row: Row, say: Callable[[int], str] = size) -> str:
 
 
 CHARTS = (
-    Chart("Time to the first token", "ttft_seconds", lambda row: None, seconds, failures=True),
-    Chart("Decoding at that depth, tokens a second", "decode_tokens_per_second", lambda row: None, number),
+    Chart("Time to the first token", "ttft_seconds", lambda row, base: None, seconds, failures=True),
+    Chart("Decoding at that depth, tokens a second", "decode_tokens_per_second", lambda row, base: None, number),
     Chart("Peak memory of the process", "peak_bytes", modelled_peak, size, failures=True),
-    Chart("Cache after the last token", "cache_bytes", lambda row: row.get("described_cache_bytes"), size),
+    Chart("Cache after the last token", "cache_bytes", modelled_cache, size),
 )
 
 
@@ -82,13 +99,15 @@ def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
         return None
     names = list(part.variants)
     rows = sorted(part.rows, key=lambda row: (row["length"], names.index(row["variant"])))
+    charts = [drawn for chart in CHARTS if (drawn := _chart(chart, rows, names)) is not None]
+    ended = {row["outcome"] for row in rows}
     return {
         "plot": PLOT,
         "finding": cost_line(rows),
         "legend": legend(names),
-        "charts": [drawn for chart in CHARTS if (drawn := _chart(chart, rows, names)) is not None],
-        "modelled": any(chart.modelled(row) is not None for chart in CHARTS for row in rows if _done(row)),
-        "failed": any(row["outcome"] in ("oom", "timeout") for row in rows),
+        "charts": charts,
+        "modelled": any(one["rings"] for chart in charts for one in chart["series"]),
+        "signs": [(f"M14 7{SIGNS[outcome]}", OUTCOMES[outcome]) for outcome in SIGNS if outcome in ended],
         "rows": [_line(row) for row in rows],
     }
 
@@ -113,8 +132,10 @@ def _chart(chart: Chart, rows: Sequence[Row], names: Sequence[str]) -> dict[str,
     known = {place: found for place, found in points.items() if found is not None}
     if not known:
         return None
-    models = {(row["variant"], row["length"]): chart.modelled(row) for row in rows if _done(row)}
-    values = [value for found in known.values() for value in found] + [v for v in models.values() if v is not None]
+    bases = {row["variant"]: row.get("baseline_bytes") for row in reversed(rows) if _done(row)}
+    said = {(row["variant"], row["length"]): chart.modelled(row, bases.get(row["variant"])) for row in rows}
+    models = {place: value for place, value in said.items() if value is not None}
+    values = [value for found in known.values() for value in found] + list(models.values())
     lengths = sorted({row["length"] for row in rows})
     x, y = across(lengths), upwards(values)
     return {
@@ -122,7 +143,7 @@ def _chart(chart: Chart, rows: Sequence[Row], names: Sequence[str]) -> dict[str,
         "ticks": length_ticks(x, lengths),
         "grid": ticks(y, chart.say, binary=chart.binary),
         "series": [_series(chart, i, name, known, models, x, y) for i, name in enumerate(names)],
-        "failures": _failures(rows, names, x) if chart.failures else [],
+        "failures": _failures(chart, rows, names, models, x, y),
         "summary": "; ".join(
             f"{name} at {length_label(length)} {chart.say(found[0])}" for (name, length), found in known.items()
         ),
@@ -134,12 +155,12 @@ def _series(
     index: int,
     name: str,
     known: Mapping[tuple[str, int], tuple[float, float, float]],
-    models: Mapping[tuple[str, int], float | None],
+    models: Mapping[tuple[str, int], float],
     x: Callable[[float], float],
     y: Callable[[float], float],
 ) -> dict[str, Any]:
     own = [(length, found) for (variant, length), found in known.items() if variant == name]
-    by_model = [(n, value) for (variant, n), value in models.items() if variant == name and value is not None]
+    by_model = [(n, value) for (variant, n), value in models.items() if variant == name]
     return {
         "colour": f"s{index % 7}",
         "dash": dash(index),
@@ -149,21 +170,34 @@ def _series(
             (marker(index, x(length), y(found[0])), f"{name} at {length_label(length)}: {chart.say(found[0])}")
             for length, found in own
         ],
+        "model": path((x(n), y(value)) for n, value in by_model),
         "rings": [
             (x(n), y(value), f"{name} at {length_label(n)}, by formula: {chart.say(value)}") for n, value in by_model
         ],
     }
 
 
-def _failures(rows: Sequence[Row], names: Sequence[str], x: Callable[[float], float]) -> list[dict[str, Any]]:
-    """Crosses at the upper edge, side by side where several variants failed at one length."""
-    failed = [row for row in rows if row["outcome"] in ("oom", "timeout")]
+def _failures(
+    chart: Chart,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    models: Mapping[tuple[str, int], float],
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+) -> list[dict[str, Any]]:
+    """Signs at what the formula says, else at the upper edge, side by side where several failed at one length."""
+    failed = [row for row in rows if row["outcome"] in SIGNS]
     found = []
     for row in failed:
+        value = models.get((row["variant"], row["length"]))
         beside = [one["variant"] for one in failed if one["length"] == row["length"]]
+        shift = 11 * (beside.index(row["variant"]) - (len(beside) - 1) / 2) if value is None else 0
+        if value is None and not (chart.failures and row["outcome"] != "skipped"):
+            continue
+        height = _EDGE if value is None else y(value)
         found.append(
             {
-                "x": round(x(row["length"]) + 11 * (beside.index(row["variant"]) - (len(beside) - 1) / 2), 1),
+                "path": f"M{x(row['length']) + shift:g} {height:g}{SIGNS[row['outcome']]}",
                 "colour": f"s{names.index(row['variant']) % 7}",
                 "title": f"{row['variant']} at {length_label(row['length'])}: {ended(row)}",
             }
@@ -174,7 +208,9 @@ def _failures(rows: Sequence[Row], names: Sequence[str], x: Callable[[float], fl
 def _line(row: Row) -> dict[str, Any]:
     head = {"name": row["variant"], "length": length_label(row["length"]), "length_value": row["length"]}
     if not _done(row):
-        return head | {"failure": ended(row), "reason": str(row.get("reason") or "")}
+        known = {key: row.get(key) for key in ("modelled_working_bytes", "modelled_cache_bytes")}
+        said = {key: {"text": size(value), "value": value} for key, value in known.items() if value is not None}
+        return head | {"failure": ended(row), "reason": str(row.get("reason") or ""), "said": said}
     timed = {
         "first": ("ttft_seconds", seconds),
         "prefill": ("prefill_tokens_per_second", number),

@@ -83,6 +83,7 @@ def _series(
             )
             for at, height, one in places
         ],
+        "model": "",
         "rings": [],
     }
 
