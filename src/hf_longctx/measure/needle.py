@@ -193,7 +193,7 @@ class _Work:
             groups = group(self.probes, exact=afresh, per_length=per_length)
             spent = spent_tokens(groups)
             stops = stop_ids(model, self.grid.codec.tokenizer)
-            total = sum(spent[probe.length, probe.depth] for probe in pending if probe.reason is None)
+            total = sum(spent[probe.length, probe.depth, probe.kind] for probe in pending if probe.reason is None)
             with self._bar(total) as advance:
                 for members in groups:
                     held = held_length(model, members[0].length) if by_length else contextlib.nullcontext()
@@ -209,7 +209,7 @@ class _Work:
         self,
         reader: Reader,
         members: Sequence[Probe],
-        spent: Mapping[tuple[int, float | None], int],
+        spent: Mapping[tuple[int, float | None, str], int],
         stops: frozenset[int],
         *,
         through: bool,
@@ -235,7 +235,7 @@ class _Work:
                     outcome="hit" if is_hit(reply.text, probe.needle) else "miss",
                     answer=reply.text,
                     first_logit_top=int(reply.first_logits.argmax()),
-                    prefill_tokens=spent[probe.length, probe.depth],
+                    prefill_tokens=spent[probe.length, probe.depth, probe.kind],
                     seconds=round(now - started, 3),
                 )
                 started = now

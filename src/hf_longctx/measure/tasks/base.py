@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_longctx.measure.controls import CONTROLS, NO_NEEDLE, WRONG_KEY
 from hf_longctx.measure.haystack import Haystack, open_haystack, unique_share
 from hf_longctx.measure.overlap import literal_overlap
 from hf_longctx.measure.prompts import STYLES, Codec, template_halves
@@ -22,9 +23,16 @@ from .scoring import RULES, score
 REGISTRY: dict[str, Task] = {}
 """Every task by its name, in the order of their files' names."""
 
+_PATIENCE = 1000
+"""Draws in a row that a text may hold."""
 
-class TooShort(ValueError):
-    """The length has no room for the task: such a prompt is invalid, never wrong."""
+
+class Unfit(ValueError):
+    """The task has no such prompt, with a reason: it is invalid, never wrong, and other tasks go on."""
+
+
+class TooShort(Unfit):
+    """The length has no room for the task."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Material:
         instruction: what the model is told before the context.
         question: what it is asked after the context.
         prefix: how its answer begins.
-        expected: what the answer has to hold.
+        expected: what the answer has to hold; for a wrong key what a scorer would count that is fooled.
         facts: the sentences that hold the answer; empty where all of the context does.
         fill: given a number of tokens, the context of exactly that length; raises `TooShort`.
     """
@@ -71,9 +79,10 @@ class Draft:
         codec: the tokenizer.
         length: target length in tokens.
         seed: the task's name and the seed, for generators of its own.
-        rng: seeded with them. The same draws must be made whatever `depth` and `control` are.
+        rng: seeded with them. The same draws must be made whatever `depth` and `control` are; what a wrong key needs
+            is drawn last.
         depth: where the fact stands that is asked for, from 0 to 1; None draws it.
-        control: whether that fact is left out.
+        control: one of `CONTROLS`, or None for a question that is scored.
         haystack: what stands for natural text.
         files: the user's file, for tasks over one.
     """
@@ -83,9 +92,45 @@ class Draft:
     seed: str
     rng: random.Random
     depth: float | None
-    control: bool
+    control: str | None
     haystack: Haystack
     files: Path | None
+
+    @property
+    def planted(self) -> bool:
+        """Whether the fact that is asked for, or for a wrong key the one that is not, stands in the text."""
+        return self.control != NO_NEEDLE
+
+    @property
+    def wrong_key(self) -> bool:
+        """Whether the question is for a key that is nowhere."""
+        return self.control == WRONG_KEY
+
+    def unseen(self, drawn: Iterable[str], haystack: str | None = None, *, words: bool = False) -> Iterator[str]:
+        """What is drawn, less what the text already holds: an answer must not stand in it by itself.
+
+        Args:
+            drawn: names, keys or values, in random order.
+            haystack: as `sentences`.
+            words: whether each is a list of words, of which the text must hold none.
+
+        Yields:
+            Those that the text does not hold.
+
+        Raises:
+            Unfit: where none is left, or the text holds a thousand in a row.
+        """
+        source = self.haystack if haystack is None else open_haystack(haystack)
+        held = 0
+        for one in drawn:
+            held = held + 1 if any(map(source.holds, one.split() if words else [one])) else 0
+            if not held:
+                yield one
+            elif held == _PATIENCE:
+                break
+        raise Unfit(
+            f"the haystack {source.name!r} holds what this task would hide in it: choose another, such as prose"
+        )
 
     def sentences(self, haystack: str | None = None) -> Iterator[str]:
         """Sentences without end: natural text, or a haystack that the task's definition names."""
@@ -118,7 +163,8 @@ class Prompt:
         unique_share: share of runs of 8 tokens that differ from all earlier ones.
         overlap: share of the question's content words that the planted facts hold; None where nothing is planted.
         padding: line feeds in front of the context.
-        control: whether what is asked for was left out.
+        control: one of `CONTROLS`, or None.
+        whole: whether an expected string must stand alone in the answer.
     """
 
     task: str
@@ -135,11 +181,17 @@ class Prompt:
     unique_share: float
     overlap: float | None
     padding: int
-    control: bool
+    control: str | None
+    whole: bool
 
     def score(self, answer: str) -> float:
-        """The score of an answer, from 0 to 1."""
-        return score(answer, self.expected, self.rule)
+        """The score of an answer, from 0 to 1; for a wrong key, the one that a fooled scorer would give."""
+        return score(answer, self.expected, self.rule, whole=self.whole)
+
+    def settled(self, begun: str) -> bool:
+        """Whether an answer that may go on has its full score already, whatever follows."""
+        # What ends a word at the last character may yet be the beginning of a longer one.
+        return self.score(begun) == 1.0 and (not self.whole or self.score(begun[:-1]) == 1.0)
 
 
 @dataclass(frozen=True)
@@ -153,8 +205,9 @@ class Task:
         rule: `all` or `any`.
         budget: most answer tokens.
         source: paper and definition.
-        control: whether leaving the asked fact out gives a question without an answer.
+        control: whether there are questions without an answer; where all of the text is the answer there are none.
         files: the form of the user's file that it needs, or None.
+        sample: gives what such a file may hold, a small one of our own writing: to look at, not to score.
     """
 
     name: str
@@ -165,6 +218,12 @@ class Task:
     source: str
     control: bool = True
     files: str | None = None
+    sample: Callable[[], Any] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether an expected string must stand alone in the answer; RULER's own rule takes any substring."""
+        return not self.source.startswith("RULER")
 
     def __call__(
         self,
@@ -176,7 +235,7 @@ class Task:
         style: str = "prefix",
         haystack: str | Haystack | None = None,
         files: str | Path | None = None,
-        control: bool = False,
+        control: str | None = None,
     ) -> Prompt:
         """A prompt. The same arguments give the same ids, in any process.
 
@@ -189,18 +248,21 @@ class Task:
             haystack: what stands for natural text, in tasks whose definition asks for some: `kjv`, `prose` (None),
                 `filler` or a folder.
             files: the user's file, for tasks over one.
-            control: leave the asked fact out; nothing right can be said.
+            control: one of `CONTROLS`: leave the asked fact out, or ask for a key that was never planted. Nothing
+                right can be said then.
 
         Returns:
             The prompt.
 
         Raises:
-            TooShort: if the length has no room for it.
-            ValueError: for a depth outside 0 to 1, an unknown style, a missing file, or a control that the task has
-                not.
+            Unfit: if there is no such prompt; `TooShort` where the length has no room for it.
+            ValueError: for a depth outside 0 to 1, an unknown style, a missing file, or a control that does not exist
+                or that the task has not.
         """
         if depth is not None and not 0 <= depth <= 1:
             raise ValueError(f"depth={depth!r}: it must be from 0 (the beginning) to 1 (the end)")
+        if control is not None and control not in CONTROLS:
+            raise ValueError(f"control={control!r} does not exist: choose one of {', '.join(CONTROLS)}, or None")
         if control and not self.control:
             raise ValueError(f"task {self.name!r} has no control: all of its text is the answer; leave control out")
         if self.files is not None and files is None:
@@ -222,7 +284,7 @@ class Task:
         if len(context.ids) != room:
             raise RuntimeError(f"task {self.name!r} filled {len(context.ids)} of {room} tokens: this is a bug of it")
         needles = tuple((start + len(head), end + len(head)) for start, end in context.needles)
-        planted = bool(material.facts) and not control
+        planted = bool(material.facts) and control is None
         ids = (*head, *context.ids, *tail)
         return Prompt(
             task=self.name,
@@ -240,11 +302,18 @@ class Task:
             overlap=round(literal_overlap(" ".join(material.facts), material.question), 4) if planted else None,
             padding=context.padding,
             control=control,
+            whole=self.whole,
         )
 
 
 def task(
-    *, rule: str, budget: int, source: str, control: bool = True, files: str | None = None
+    *,
+    rule: str,
+    budget: int,
+    source: str,
+    control: bool = True,
+    files: str | None = None,
+    sample: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[[Draft], Material]], Task]:
     """Register a function as the task of its name.
 
@@ -252,8 +321,9 @@ def task(
         rule: `all` or `any`.
         budget: most answer tokens.
         source: paper and definition.
-        control: whether the asked fact can be left out.
+        control: whether there are questions without an answer.
         files: the form of the user's file that it needs.
+        sample: gives what such a file may hold.
 
     Returns:
         A decorator that makes the function a `Task`; the first line of its docstring is the summary.
@@ -270,7 +340,7 @@ def task(
         if known is not None and known.draw.__module__ != draw.__module__:
             raise ValueError(f"task name {name!r} is taken by {known.draw.__module__}: choose another")
         summary = inspect.cleandoc(draw.__doc__ or name).splitlines()[0]
-        REGISTRY[name] = Task(name, summary, draw, rule, budget, source, control, files)
+        REGISTRY[name] = Task(name, summary, draw, rule, budget, source, control, files, sample)
         return REGISTRY[name]
 
     return register

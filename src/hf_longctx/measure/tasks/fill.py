@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hf_longctx.measure.placement import lay
 from hf_longctx.measure.prompts import Codec
 
-from .base import Context, TooShort
+from .base import Context, TooShort, Unfit
 
 
 def hide(
@@ -77,7 +77,7 @@ def stack(
 
     Raises:
         TooShort: if the asked pieces alone do not fit.
-        ValueError: if the pieces end before the room is full.
+        Unfit: if the pieces end before the room is full.
     """
     opens, joint, closes = (codec.encode(text) for text in (opening, between, closing))
 
@@ -97,7 +97,7 @@ def stack(
         rows.append(ids)
         used += more
     else:
-        raise ValueError(
+        raise Unfit(
             f"all there is, {len(rows) + len(wanted)} pieces, fills {used} of {room} tokens: choose a shorter length "
             "or give more text"
         )
@@ -116,20 +116,22 @@ def stack(
     return Context(tuple(out), tuple(where[index] for index in range(len(wanted))), len(padding))
 
 
-def grow(codec: Codec, text: Callable[[int], str], least: int, room: int) -> Context:
+def grow(codec: Codec, text: Callable[[int], str], least: int, room: int, *, most: int | None = None) -> Context:
     """The longest text of a growing kind that fits, padded in front.
 
     Args:
         codec: the tokenizer.
-        text: a size to a text; a larger size gives a longer text. Raises ValueError past the largest.
+        text: a size to a text; a larger size gives a longer text.
         least: the smallest size.
         room: tokens to fill.
+        most: the largest size, where there is one.
 
     Returns:
         The context.
 
     Raises:
         TooShort: if the smallest does not fit.
+        Unfit: if the largest leaves room for more.
     """
 
     def ids(size: int) -> list[int]:
@@ -139,8 +141,14 @@ def grow(codec: Codec, text: Callable[[int], str], least: int, room: int) -> Con
     if smallest > room:
         raise TooShort(f"the smallest text takes {smallest} tokens and {room} are free: choose a longer length")
     low, high = least, 2 * least
-    while len(ids(high)) <= room:
+    while most is None or high < most:
+        if len(ids(high)) > room:
+            break
         low, high = high, 2 * high
+    if most is not None and high >= most:
+        high = most
+        if (longest := len(ids(most))) <= room:
+            raise Unfit(f"the longest text there is takes {longest} of {room} tokens: choose a shorter length")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if len(ids(middle)) <= room else (low, middle)

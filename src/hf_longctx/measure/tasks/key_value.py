@@ -23,16 +23,17 @@ from .fill import stack
 def key_value(draft: Draft) -> Material:
     """The value of one key of a JSON object of UUID pairs."""
     (depth,) = draft.depths(1)
-    key, value = (draw_value("uuid", draft.rng) for _ in range(2))
+    key, value, other = (draw_value("uuid", draft.rng) for _ in range(3))
+    asked_key = other if draft.wrong_key else key
 
     def fill(room: int) -> Context:
-        asked = [] if draft.control else [(_pair(key, value), depth)]
+        asked = [(_pair(key, value), depth)] if draft.planted else []
         return stack(draft.codec, _pairs(draft.seed), asked, room, opening="{", between=",\n ", closing="}")
 
     return Material(
         instruction="Read the value of one key in the JSON object below.",
-        question=f'Which value has the key "{key}"?',
-        prefix=f'"{key}": "',
+        question=f'Which value has the key "{asked_key}"?',
+        prefix=f'"{asked_key}": "',
         expected=(value,),
         facts=(_pair(key, value),),
         fill=fill,
