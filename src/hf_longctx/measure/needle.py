@@ -16,13 +16,14 @@ from hf_longctx.hf.lengths import held_length, length_dependent
 
 from .damage import Damage, Listener, summarise_damage
 from .environment import origin
-from .grid import Grid, Probe, build_grid, group, spent_tokens
+from .grid import Grid, Probe, build_grid
 from .haystack import Haystack, open_haystack, unique_share
 from .needles import is_hit
 from .overlap import literal_overlap
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
 from .processes import here
+from .sharing import group, spent_tokens
 from .side_rows import SideRows
 from .store import SCHEMA, RunStore
 from .subject import as_loaded, identity, learned_positions, look_at, patched_as, switches_rope

@@ -10,7 +10,8 @@ import difflib
 import importlib
 import pkgutil
 
-from .base import REGISTRY, Prompt, Task, TooShort, Unfit, task
+from .base import REGISTRY, Prompt, Task, task
+from .draft import TooShort, Unfit
 
 __all__ = ["REGISTRY", "RULER", "Prompt", "Task", "TooShort", "Unfit", "find", "names", "task"]
 

@@ -13,7 +13,8 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .draws import COMPOUNDS, words
 from .fill import grow
 

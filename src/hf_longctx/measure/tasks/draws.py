@@ -50,7 +50,7 @@ def words(rng: random.Random) -> Iterator[str]:
     The first 10,000 are such as `lanternbridge`; once they are used up, such as `lanternunderbridge` follow.
 
     >>> next(words(random.Random(0))), COMPOUNDS
-    ('bottlebridge', 1)
+    ('walnutbench', 140700)
     """
     for between in _BETWEEN:
         joined = [f"{first}{between}{second}" for first in _FIRST for second in _SECOND if first != second]

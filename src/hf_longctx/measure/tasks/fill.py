@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hf_longctx.measure.placement import lay
 from hf_longctx.measure.prompts import Codec
 
-from .base import Context, TooShort, Unfit
+from .draft import Context, TooShort, Unfit
 
 
 def hide(
@@ -137,22 +138,29 @@ def grow(codec: Codec, text: Callable[[int], str], least: int, room: int, *, mos
     def ids(size: int) -> list[int]:
         return codec.spell(text(size))
 
-    smallest = len(ids(least))
-    if smallest > room:
-        raise TooShort(f"the smallest text takes {smallest} tokens and {room} are free: choose a longer length")
-    low, high = least, 2 * least
-    while most is None or high < most:
-        if len(ids(high)) > room:
+    low, found = least, ids(least)
+    if len(found) > room:
+        raise TooShort(f"the smallest text takes {len(found)} tokens and {room} are free: choose a longer length")
+    high, over = low, 0
+    while over <= room:
+        if high == most:
+            raise Unfit(f"the longest text there is takes {over} of {room} tokens: choose a shorter length")
+        high = 2 * high if most is None else min(2 * high, most)
+        grown = ids(high)
+        over = len(grown)
+        if over <= room:
+            low, found = high, grown
+    # Sizes are nearly proportional to tokens, so guess by that, and halve in turn: each look writes a whole text.
+    for look in itertools.count():
+        if high - low <= 1:
             break
-        low, high = high, 2 * high
-    if most is not None and high >= most:
-        high = most
-        if (longest := len(ids(most))) <= room:
-            raise Unfit(f"the longest text there is takes {longest} of {room} tokens: choose a shorter length")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if len(ids(middle)) <= room else (low, middle)
-    found = ids(low)
+        guess = low + (room - len(found)) * (high - low) // (over - len(found))
+        middle = (low + high) // 2 if look % 3 == 2 else min(max(guess, low + 1), high - 1)
+        grown = ids(middle)
+        if len(grown) <= room:
+            low, found = middle, grown
+        else:
+            high, over = middle, len(grown)
     padding = pad(codec, room - len(found))
     return Context((*padding, *found), padding=len(padding))
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from hf_longctx.measure.needles import draw_value
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .draws import distinct
 from .fill import stack
 

@@ -9,7 +9,8 @@ Which person flies planes? Answer with the name alone. -> Calista 0.0
 
 from __future__ import annotations
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .draws import NAMES
 from .fill import hide
 

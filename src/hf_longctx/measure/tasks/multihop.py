@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .draws import NAMES
 from .fill import hide
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hf_longctx.measure.needles import draw_value
 
-from .base import Context, Draft, Material
+from .draft import Context, Draft, Material
 from .draws import distinct, keys
 from .fill import hide, stack
 

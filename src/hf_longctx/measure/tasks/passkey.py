@@ -9,7 +9,8 @@ What is the pass key? -> 51815
 
 from __future__ import annotations
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .fill import hide
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_longctx.measure.prose import LOOKS, THINGS, sentences
 
-from .base import Context, Draft, Material, Unfit
+from .draft import Context, Draft, Material, Unfit
 from .draws import NAMES
 from .fill import stack
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Draft, Material, task
+from .base import task
+from .draft import Draft, Material
 from .qa import BUDGET, about_documents, sample_trades
 
 _FORM = "a JSON file in HotpotQA's form: question, answer, context, supporting_facts"

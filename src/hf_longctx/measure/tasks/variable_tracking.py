@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .draws import distinct, letters
 from .fill import hide
 
