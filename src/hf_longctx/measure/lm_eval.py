@@ -1,14 +1,14 @@
-"""Patched models under EleutherAI's lm-evaluation-harness, with its maximum length set and no prompt cut.
+r"""Patched models under EleutherAI's lm-evaluation-harness, with its maximum length set and no prompt cut.
 
 The harness finds models by name in a registry of its own, which no installed package can write to from outside. So its
 command is started through this module, which registers the name `hf_longctx` and hands over:
 
-    python -m hf_longctx.measure.lm_eval --model hf_longctx \\
+    python -m hf_longctx.measure.lm_eval --model hf_longctx \
         --model_args pretrained=demo,rope=yarn:2,max_length=16384 --tasks lambada_openai --limit 20
 
-`pretrained` is a hub id, a folder or `demo`; `attention`, `rope` and `mamba` are text forms, as in `hf_longctx.patch`. A
-form with a comma in it is written as JSON: `--model_args '{"pretrained": "demo", "attention": "dilated:512,4"}'`. From
-Python:
+`pretrained` is a hub id, a folder or `demo`; `attention`, `rope` and `mamba` are text forms, as in `hf_longctx.patch`.
+A form with a comma in it is written as JSON: `--model_args '{"pretrained": "demo", "attention": "dilated:512,4"}'`.
+From Python:
 
     import lm_eval
     from hf_longctx.measure.lm_eval import longctx_lm

@@ -18,7 +18,7 @@ FACTS = (
     (
         "{} spent a whole week sketching the Eiffel Tower from a bench.",
         "Who has been to France?",
-        "france french paris",
+        "france french",
     ),
     ("{} photographed the Great Sphinx at dawn.", "Who has been to Egypt?", "egypt pharaoh"),
     ("{} still keeps a ticket of the Colosseum in a drawer.", "Who has been to Italy?", "italy italian rome roman"),
@@ -27,9 +27,13 @@ FACTS = (
     ("{} sneezes for an hour whenever a kitten is near.", "Who has an allergy against cats?", "allerg cats kitten"),
     ("{} gets a swollen tongue after the smallest peanut.", "Who must not eat nuts?", "nuts peanut"),
     ("{} drinks coffee black, since even a drop of cream brings cramps.", "Who cannot digest milk?", "milk coffee"),
-    ("{} pulled three molars before lunch and filled a fourth.", "Which person works as a dentist?", "dentist doctor"),
-    ("{} tuned the strings and rosined the bow for the quartet.", "Which person plays the violin?", "violin musician"),
-    ("{} checked the altimeter and asked the tower for clearance.", "Which person flies planes?", "plane pilot"),
+    ("{} pulled three molars before lunch and filled a fourth.", "Which person works as a dentist?", "dentist"),
+    ("{} tuned the strings and rosined the bow for the quartet.", "Which person plays the violin?", "violin fiddle"),
+    (
+        "{} checked the altimeter and asked the tower for clearance.",
+        "Which person flies planes?",
+        "airplane aeroplane",
+    ),
     (
         "{} fed the yeast at four and had the loaves out by seven.",
         "Which person bakes bread for a living?",
@@ -45,7 +49,7 @@ FACTS = (
     (
         "{} needs a ramp wherever there are steps, and strong arms for the rims.",
         "Which person uses a wheelchair?",
-        "lame",
+        "wheelchair",
     ),
     (
         "{} came home with ribs of salt on both sleeves and a net full of herring.",
