@@ -50,9 +50,13 @@ def test_patterns_draws_all_and_one(run):
 def test_tasks_are_listed_and_rendered(run):
     listed = json.loads(run("tasks", "--json")[1])["tasks"]
     assert [entry["name"] for entry in listed] == list(task_names())
-    assert {entry["name"] for entry in listed if "example" not in entry} == {"qa_1", "qa_2"}
+    assert all(entry["example"]["expected"][0] for entry in listed)  # over a sample of ours where a file is needed
     shown = run("tasks")[1]
     assert all(name in shown for name in task_names())
+    assert shown.count("shown over a sample of ours; to be scored it needs --files") == 2
+    assert (
+        "has no prompt of this length" in run("tasks", "--length", "64k")[1]
+    )  # the sample is short, the list goes on
     (one,) = json.loads(run("tasks", "niah_single_2", "--length", "512", "--depth", "0", "--json")[1])["tasks"]
     (value,) = one["example"]["expected"]
     rendered = run("tasks", "niah_single_2", "--length", "512", "--depth", "0")[1]
@@ -207,7 +211,11 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(plan, tmp_path, run):
         (("tasks", "niah_single1"), "did you mean 'niah_single_1'"),
         (("tasks", "passkey", "--length", "20"), "needs more than 20 tokens"),
         (("tasks", "passkey", "--length", "1k,2k"), "give one length"),
-        (("tasks", "qa_1"), "SQuAD"),
+        (("tasks", "qa_1", "--length", "64k"), "give more text"),
+        (("tasks", "qa_1", "--files", "{nowhere}"), "SQuAD"),
+        (("effective", "{model}", "--task", "qa_1"), "SQuAD"),
+        (("effective", "{model}", "--fail-under", "efective=8k"), "did you mean 'effective'"),
+        (("needle", "{model}", "--fail-under", "recall=2"), "is no share"),
         (("needle", "{model}", "--variant", "x"), "variant 'x'"),
         (("needle", "{model}", "--dtype", "float8"), "float32, bfloat16, float16"),
         (("needle", "{model}", "--device", "gpu7"), "device is 'gpu7'"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hf_longctx.cli.effective import effective, parse_budget, parse_files
 from hf_longctx.hf import loading
 from hf_longctx.measure import evaluate, subject
 from hf_longctx.measure.climb import run_effective
+from hf_longctx.measure.controls import CONTROLS, control_of
 from hf_longctx.measure.evaluate import Evaluation, run_tasks
 from hf_longctx.measure.report import load
 from hf_longctx.measure.tally import numbers, pair, scores
@@ -52,15 +54,15 @@ def test_every_variant_is_asked_the_same_and_answers_as_generate_does(model, tok
 def test_a_row_says_what_was_asked_and_found(model, tokenizer, tmp_path):
     summary = run_tasks(model, tokenizer, out=tmp_path, **OPTIONS)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 * 2 * 2 * (2 + 1)  # two trials, and a control with the first
+    assert len(rows) == 3 * 2 * 2 * (2 + 2)  # two trials, and two controls with the first
     for row in rows:
         assert row["outcome"] in ("hit", "miss", "invalid")
-        prompt = find(row["task"])(tokenizer, row["length"], row["trial"], control=row["kind"] != row["task"])
+        prompt = find(row["task"])(tokenizer, row["length"], row["trial"], control=control_of(row))
         assert row["expected"] == list(prompt.expected)
         assert row["prompt_tokens"] == len(prompt.ids)
         assert row["score"] == prompt.score(row["answer"])
-        assert (row["depth"] is None) == (row["kind"] != row["task"])
-    assert summary["variants"]["stock"]["control"]["n"] == 4
+        assert (row["depth"] is None) == (control_of(row) == "no-needle")
+    assert [summary["variants"]["stock"]["control"][name]["n"] for name in CONTROLS] == [4, 4]
     assert summary["variants"]["stock"]["lengths"][0]["n"] == 2
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert [one["other"] for one in summary["paired"]] == ["window", "yarn2"]
@@ -87,8 +89,8 @@ def test_stopped_after_any_row_it_ends_with_the_same_rows(model, tokenizer, tmp_
                 (out / "rows.jsonl").write_bytes(torn[:-20])
                 seen.pop()
             assert json.loads((out / "summary.json").read_text())["variants"]["stock"]["cells"]
-    assert stops == 8  # seven fives, and once more for the torn row
-    assert len(seen) == 36
+    assert stops == 9  # 48 rows in fives, and once more for the torn row
+    assert len(seen) == 48
     assert rows_of(out) == rows_of(tmp_path / "whole")
     for name in ("stock", "window", "yarn2"):
         assert summary["variants"][name]["cells"] == whole["variants"][name]["cells"]
@@ -100,7 +102,7 @@ def test_finished_it_runs_nothing_and_may_gain_trials_lengths_and_tasks(model, t
         run_tasks(model, tokenizer, out=tmp_path, on_row=rows.append, **(OPTIONS | {"variants": []} | more))
         return rows
 
-    assert len(again()) == 12
+    assert len(again()) == 16
     assert again() == []
     assert {row["trial"] for row in again(trials=3)} == {2}
     assert {row["length"] for row in again(lengths=[380, 420])} == {420}
@@ -126,12 +128,23 @@ def test_too_short_and_out_of_memory_are_invalid_never_a_miss(model, tokenizer, 
     assert {(row["outcome"], row["reason"]) for row in rows} == {("invalid", "out of memory")}
 
 
+def test_a_length_that_a_task_has_no_prompt_for_is_invalid_and_the_others_go_on(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(sys.modules["hf_longctx.measure.tasks.common_words"], "COMPOUNDS", 60)
+    rows = []
+    options = {"tasks": ["common_words", "passkey"], "lengths": [1450, 6000], "trials": 1, "controls": 0}
+    run_tasks(model, tokenizer, on_row=rows.append, **options)
+    found = {(row["task"], row["length"]): row for row in rows}
+    assert [key for key, row in found.items() if row["outcome"] == "invalid"] == [("common_words", 6000)]
+    assert len(found) == 4
+    assert "choose a shorter length" in found["common_words", 6000]["reason"]
+
+
 def test_a_budget_ends_the_search_and_more_of_it_goes_on(model, tokenizer, tmp_path):
     rows = []  # the clock of this test: a second a row
     options = {"tasks": ["passkey"], "lengths": [200, 300], "trials": 6, "variants": VARIANTS[:1], "out": tmp_path}
-    first = run_effective(model, tokenizer, budget=6, clock=lambda: len(rows), on_row=rows.append, **options)
+    first = run_effective(model, tokenizer, budget=8, clock=lambda: len(rows), on_row=rows.append, **options)
     done = {name: sum(row["n"] for row in entry["lengths"]) for name, entry in first["variants"].items()}
-    assert done == {"stock": 2, "window": 2}  # and a control each
+    assert done == {"stock": 2, "window": 2}  # and two controls each
     assert first["variants"]["stock"]["effective"]["absolute"]["verdicts"] == {"200": "undecided"}
     whole = run_effective(model, tokenizer, **options)
     for name, entry in whole["variants"].items():
@@ -220,7 +233,7 @@ def test_a_trial_is_the_mean_of_its_tasks_and_invalid_if_one_is():
     found = numbers([*rows, row("s", 0, 1.0, kind="control a")], "s", ["a", "b"])
     assert found["lengths"][0]["n"] == 1
     assert found["invalid"] == 1
-    assert (found["control"]["n"], found["control"]["hits"]) == (1, 1)
+    assert (found["control"]["no-needle"]["n"], found["control"]["no-needle"]["hits"]) == (1, 1)
 
 
 def test_variants_are_compared_on_the_prompts_that_both_answered():
@@ -264,6 +277,30 @@ def test_fixed_asks_every_length_and_searches_for_nothing(call):
     assert entry["effective"] == {}
     told = call("--lengths", "200", "--fixed", "--budget", "3m")
     assert "--budget belongs to the search" in str(told.exception)
+
+
+def test_a_patch_of_its_own_and_a_gate_are_options_as_elsewhere(call, tmp_path):
+    arguments = (
+        "--task",
+        "passkey",
+        "--lengths",
+        "200",
+        "--trials",
+        "2",
+        "--attention",
+        "window:64",
+        "--rope",
+        "yarn:2",
+    )
+    result = call(*arguments, "--json", "--fail-under", "patched:effective=200")
+    assert json.loads(result.stdout)["variants"]["patched"]["definition"] == {
+        "attention": "window:64",
+        "rope": "yarn:2",
+    }
+    assert result.exit_code == 1
+    assert "missed: patched: effective length (absolute)" in result.stderr
+    assert "names the variant 'patchd'" in str(call(*arguments, "--fail-under", "patchd:effective=200").exception)
+    assert "asks for recall" in str(call(*arguments, "--fail-under", "recall=0.5").exception)
 
 
 @pytest.mark.parametrize(

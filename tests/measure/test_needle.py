@@ -11,6 +11,7 @@ import torch
 
 from hf_longctx import describe, is_patched, patch
 from hf_longctx.measure import report, run_needle, subject
+from hf_longctx.measure.controls import CONTROLS
 from hf_longctx.measure.store import row_key
 
 VARIANTS = ["yarn2: rope=yarn:2", "window: attention=window:40+global:4"]
@@ -144,8 +145,8 @@ def test_stopped_after_any_row_it_goes_on_from_there(model, tokenizer, tmp_path,
             stops += 1
             summary = json.loads((out / "summary.json").read_text())
             measured = sum(cell["n"] for cell in summary["variants"]["stock"]["cells"])
-            assert measured + summary["variants"]["stock"]["control"]["n"] == stops
-    assert stops == len(rows_of(whole)) == 6
+            assert measured + sum(summary["variants"]["stock"]["control"][name]["n"] for name in CONTROLS) == stops
+    assert stops == len(rows_of(whole)) == 8
     assert rows_of(out) == rows_of(whole)
 
 

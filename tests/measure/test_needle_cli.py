@@ -31,7 +31,7 @@ def call(app):
 def test_a_run_prints_lines_then_a_table_then_the_page(call, tmp_path):
     result = call("--out", str(tmp_path / "run"))
     assert result.exit_code == 0, result.output
-    lines = [line for line in result.stderr.splitlines() if "found, control" in line]
+    lines = [line for line in result.stderr.splitlines() if "found, controls: wrong-key" in line]
     assert [line.split()[:2] for line in lines] == [
         ["stock", "200"],
         ["stock", "400"],

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_longctx.measure.grid import group, spent_tokens
 from hf_longctx.measure.haystack import Haystack
 from hf_longctx.measure.needles import typical_needles
 from hf_longctx.measure.prompts import STYLES, Codec, build_prompt
+from hf_longctx.measure.sharing import group, spent_tokens
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -76,7 +76,7 @@ def test_special_tokens_in_a_haystack_stay_text(make_grid, tokenizer):
         while True:
             yield "He wrote </s> and <|user|> on the wall."
 
-    hay = Haystack("hostile", "hostile", "1", sentences)
+    hay = Haystack("hostile", "hostile", "1", sentences, lambda phrase: False)
     for probe in make_grid(tokenizer, haystack=hay, style="base").probes(0):
         assert tokenizer.eos_token_id not in probe.prompt()
         assert "</s>" in tokenizer.decode(probe.prompt())

@@ -144,7 +144,7 @@ some_rows = st.lists(
         outcomes,
         length=st.sampled_from([512, 1024, 4096]),
         depth=st.sampled_from([0.0, 0.5, 1.0]),
-        kind=st.sampled_from(["needle", "control"]),
+        kind=st.sampled_from(["needle", "control", "control-wrong-key"]),
         variant=st.sampled_from(["stock", "yarn2"]),
     ),
     max_size=40,
@@ -164,7 +164,9 @@ def test_every_row_is_counted_once_and_their_order_does_not_matter(rows, random)
             assert sum(c["hits"] for c in part) == needles.count("hit")
             assert sum(c["n"] for c in part) == len(needles) - needles.count("invalid")
             assert all((c["recall"] is None) == (c["n"] == 0) for c in part)
-        assert entry["control"]["n"] == sum(r["kind"] == "control" and r["outcome"] != "invalid" for r in own)
+        for name, kind in (("no-needle", "control"), ("wrong-key", "control-wrong-key")):
+            asked = sum(r["kind"] == kind and r["outcome"] != "invalid" for r in own)
+            assert entry["control"][name]["n"] == asked
         assert entry["invalid"] == sum(r["outcome"] == "invalid" for r in own)
 
 
@@ -194,6 +196,6 @@ def test_control_is_believed_unless_its_hit_rate_is_surely_above_the_limit(count
     hits, n = count
     rows = [row("hit", kind="control")] * hits + [row("miss", kind="control")] * (n - hits) + [row("hit")] * 9
     found = stats.grade(rows)
-    assert (found["hits"], found["n"]) == count
+    assert (found["no-needle"]["hits"], found["no-needle"]["n"]) == count
     assert found["trusted"] is (None if n == 0 else not stats.wilson(hits, n)[0] > 0.05)
     assert ("cannot be trusted" in found["note"]) is (found["trusted"] is False)

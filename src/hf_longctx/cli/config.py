@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-_NOT_IN_FILES = {"config", "out", "json", "help"}
-"""How one run is started and printed, not what is measured."""
+_NOT_IN_FILES = {"config", "out", "json", "help", "fail-under"}
+"""How one run is started, printed and judged, not what is measured."""
 
 
 def command_of(function: Callable[..., Any]) -> Any:

@@ -10,13 +10,18 @@ import typer
 
 from hf_longctx.cli.job import Job, measuring
 from hf_longctx.cli.shared import (
+    Attention,
     Config,
     Device,
     Dtype,
+    FailUnder,
+    Mamba,
     Model,
     NoStock,
     Out,
+    Rope,
     Variants,
+    asked_limits,
     asked_variants,
     page_of,
     parse_lengths,
@@ -33,6 +38,9 @@ def effective(
         typer.Option("--task", help="Repeatable; 'ruler' is its eleven, and qa_1 and qa_2 with --files."),
     ] = None,
     variant: Variants = None,
+    attention: Attention = None,
+    rope: Rope = None,
+    mamba: Mamba = None,
     lengths: Annotated[str, typer.Option("--lengths", help="The ladder in tokens, k is 1024.")] = "1k,2k,4k,8k,16k",
     budget: Annotated[str | None, typer.Option("--budget", help="Time for all variants: 90s, 30m, 2h.")] = None,
     trials: Annotated[
@@ -57,12 +65,14 @@ def effective(
     out: Out = None,
     no_stock: NoStock = False,
     config: Config = None,
+    fail_under: FailUnder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
 ) -> Job:
     """Climb a ladder of lengths until a sequential test says where a model stops working.
 
     Raises:
         ValueError: Settings that cannot work, or a folder that holds another run.
+        typer.Exit: With 1, if what --fail-under asks for is not reached.
     """
     from hf_longctx.hf.loading import BUNDLED, DEMO
     from hf_longctx.measure.climb import run_effective
@@ -94,7 +104,7 @@ def effective(
     trials = (5 if fixed else 48) if trials is None else trials
     ascending = tuple(sorted(set(ladder)))
     Climb(ascending, trials, **{name: value for name, value in search.items() if name != "budget"})
-    chosen = asked_variants(variant)
+    chosen = asked_variants(variant, attention, rope, mamba)
     return Job(
         model=model,
         run=run_tasks if fixed else run_effective,
@@ -117,6 +127,7 @@ def effective(
         as_json=as_json,
         dtype=dtype,
         device=device,
+        limits=asked_limits(fail_under, chosen, stock=not no_stock, kind="tasks" if fixed else "effective"),
     )
 
 
@@ -200,7 +211,7 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
         console.print(table)
         for rule, effect in found.items():
             console.print(f"{rule}: {said(effect, label)}", highlight=False, soft_wrap=True)
-        console.print(f"control: {entry['control']['note']}", highlight=False, soft_wrap=True)
+        console.print(f"controls: {entry['control']['note']}", highlight=False, soft_wrap=True)
     for task, text in summary["text"].items():
         shares = {key: "none" if text[key] is None else f"{text[key]:.0%}" for key in text}
         console.print(

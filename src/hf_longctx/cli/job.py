@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hf_longctx.cli.shared import command_line, stopped
+from hf_longctx.cli.shared import command_line, gated, stopped
+
+if TYPE_CHECKING:
+    from hf_longctx.measure.gate import Limit
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -31,6 +34,7 @@ class Job:
         as_json: whether one JSON document is printed in place of tables.
         dtype: of the weights.
         device: of the weights.
+        limits: what `--fail-under` asks for; judged where the job is a command of its own.
         loads: whether the model is loaded here.
         verb: what is being done, for whoever stops it.
     """
@@ -44,6 +48,7 @@ class Job:
     as_json: bool
     dtype: str | None
     device: str | None
+    limits: Sequence[Limit] = ()
     loads: bool = True
     verb: str = "found"
 
@@ -95,7 +100,8 @@ def measuring(read: Callable[..., Job]) -> Callable[..., None]:
         read: takes the options, checks them and loads nothing.
 
     Returns:
-        A function with the same signature that carries the job out and prints what was found.
+        A function with the same signature that carries the job out, prints what was found, and exits with 1 where it
+        does not reach the job's limits.
     """
 
     @functools.wraps(read)
@@ -111,6 +117,7 @@ def measuring(read: Callable[..., Job]) -> Callable[..., None]:
             typer.echo(json.dumps(found, ensure_ascii=False))
         else:
             job.show(found, job.out)
+        gated(found, job.limits)
 
     return command
 

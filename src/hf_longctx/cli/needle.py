@@ -14,12 +14,14 @@ from hf_longctx.cli.shared import (
     Config,
     Device,
     Dtype,
+    FailUnder,
     Mamba,
     Model,
     NoStock,
     Out,
     Rope,
     Variants,
+    asked_limits,
     asked_variants,
     page_of,
     parse_lengths,
@@ -57,6 +59,7 @@ def needle(
     out: Out = None,
     no_stock: NoStock = False,
     config: Config = None,
+    fail_under: FailUnder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
 ) -> Job:
     """Hide facts in text and ask for them at every length and depth, for a model and patched variants of it.
@@ -64,6 +67,7 @@ def needle(
     Raises:
         ValueError: Settings that cannot work, or a folder that holds another run.
         ModuleNotFoundError: A haystack or model whose package is missing.
+        typer.Exit: With 1, if what --fail-under asks for is not reached.
     """
     # Read before the model is: a slip of the pen should not cost half a minute.
     from hf_longctx.hf.loading import BUNDLED, DEMO
@@ -110,6 +114,7 @@ def needle(
         as_json=as_json,
         dtype=dtype,
         device=device,
+        limits=asked_limits(fail_under, chosen, stock=not no_stock, kind="needle"),
     )
 
 
@@ -123,20 +128,24 @@ class _Lines:
     def __call__(self, row: dict[str, Any]) -> None:
         from tqdm import tqdm
 
+        from hf_longctx.measure.controls import NO_NEEDLE, control_of, is_control, kind_of
+
         self._rows.append(row)
-        if row["kind"] != "control":
+        if row["kind"] != kind_of(NO_NEEDLE):  # the last of its length
             return
         cell = ("variant", "trial", "length")
         rows = [one for one in self._rows if all(one[key] == row[key] for key in cell)]
         self._rows = [one for one in self._rows if one not in rows]
-        marks = "".join({"hit": "+", "miss": "-"}.get(one["outcome"], "?") for one in rows[:-1])
-        asked = [one for one in rows[:-1] if one["outcome"] != "invalid"]
-        why = sorted({one["reason"] for one in rows[:-1] if one["outcome"] == "invalid"})
+        found = [one for one in rows if not is_control(one)]
+        controls = ", ".join(f"{control_of(one)} {one['outcome']}" for one in rows if is_control(one))
+        marks = "".join({"hit": "+", "miss": "-"}.get(one["outcome"], "?") for one in found)
+        asked = [one for one in found if one["outcome"] != "invalid"]
+        why = sorted({one["reason"] for one in found if one["outcome"] == "invalid"})
         trial = f" trial {row['trial'] + 1}" if self._trials > 1 else ""
         hits, seconds = marks.count("+"), sum(one["seconds"] for one in rows)
         tqdm.write(
             f"{row['variant']:<12} {row['length']:>8,} tokens{trial}  {marks}  {hits}/{len(asked)} found, "
-            f"control {row['outcome']}, {seconds:.0f} s" + "".join(f"; ? is invalid: {reason}" for reason in why),
+            f"controls: {controls}, {seconds:.0f} s" + "".join(f"; ? is invalid: {reason}" for reason in why),
             file=sys.stderr,
         )
 
@@ -144,6 +153,7 @@ class _Lines:
 def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
+    from hf_longctx.measure.controls import counts
     from hf_longctx.measure.damage import damage_lines
     from hf_longctx.measure.finding import finding
     from hf_longctx.measure.report import terminal_table
@@ -158,6 +168,8 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
         f"text: {text['label']}; {_share(text, 'unique_share')} of its runs of 8 tokens come once; needles hold "
         f"{_share(text, 'overlap')} of their questions' words",
         f"prefill tokens: {spent:,} spent, {saved:,} saved against one prefill a cell",
+        "controls, hits of asked: "
+        + "; ".join(f"{name} {counts(entry['control'])}" for name, entry in summary["variants"].items()),
         finding(summary),
     ]
     for line in lines + page_of(out):

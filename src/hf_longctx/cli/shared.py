@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,11 +118,33 @@ def trained(
         show(record, out)
 
 
-def gated(run: Path, limits: Sequence[Limit]) -> None:
+def asked_limits(fail_under: list[str] | None, variants: Sequence[Variant], *, stock: bool, kind: str) -> list[Limit]:
+    """What `--fail-under` of one command asks for.
+
+    Args:
+        fail_under: as given.
+        variants: those that run.
+        stock: whether the untouched model runs.
+        kind: of the command, as a suite names it.
+
+    Raises:
+        ValueError: as `gate.parse` and `gate.check`.
+    """
+    from hf_longctx.measure import gate
+    from hf_longctx.measure.variants import AS_LOADED, STOCK
+
+    limits = list(gate.parse(fail_under or []))
+    # Whether the model was saved patched is known once it is loaded.
+    names = [*([STOCK] if stock else []), AS_LOADED, *(variant.name for variant in variants)]
+    gate.check(limits, names, {kind})
+    return limits
+
+
+def gated(run: Path | Mapping[str, Any], limits: Sequence[Limit]) -> None:
     """Say what a run does not reach.
 
     Args:
-        run: its folder.
+        run: its folder, or its summary.
         limits: from `gate.parse`.
 
     Raises:

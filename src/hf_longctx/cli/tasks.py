@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from hf_longctx.cli.shared import parse_lengths
 if TYPE_CHECKING:
     from hf_longctx.measure.tasks import Prompt, Task
 
+_IDS = 1 << 24
+"""Of the tokenizer with one token a word: enough numbers for any list."""
 _AROUND = 160
 """Characters of the beginning and of the end of a prompt in the list."""
 
@@ -38,20 +41,26 @@ def tasks(
         ValueError: an unknown task, a length without room for it, or a missing file.
     """
     from hf_longctx.hf.loading import load_tokenizer
-    from hf_longctx.measure.tasks import REGISTRY, find
+    from hf_longctx.measure.tasks import REGISTRY, Unfit, find
     from hf_longctx.measure.word_tokenizer import WordTokenizer
 
     sizes = parse_lengths(length)
     if len(sizes) > 1:
         raise ValueError(f"--length {length!r} is a list: give one length")
     chosen = [find(name)] if name is not None else [REGISTRY[key] for key in sorted(REGISTRY)]
-    tokenizer: Any = WordTokenizer() if model is None else load_tokenizer(model)
+    tokenizer: Any = WordTokenizer(_IDS) if model is None else load_tokenizer(model)
     shown = []
-    for task in chosen:
-        # In the list a task over a file is named without one; asked for by name it must have it.
-        listed = name is None and task.files is not None and files is None
-        options: dict[str, Any] = {"style": style, "haystack": haystack, "files": files}
-        shown.append((task, None if listed else task(tokenizer, sizes[0], seed, depth, **options)))
+    with tempfile.TemporaryDirectory() as folder:
+        for task in chosen:
+            options: dict[str, Any] = {"style": style, "haystack": haystack}
+            options["files"] = files or _sample(task, Path(folder))
+            try:
+                prompt = task(tokenizer, sizes[0], seed, depth, **options)
+            except Unfit:
+                if name is not None:
+                    raise
+                prompt = None  # the list goes on
+            shown.append((task, prompt))
     if as_json:
         entries = [_entry(task, prompt, tokenizer) for task, prompt in shown]
         typer.echo(json.dumps({"tasks": entries}, ensure_ascii=False))
@@ -62,11 +71,21 @@ def tasks(
             _list(task, prompt, tokenizer)
 
 
+def _sample(task: Task, folder: Path) -> Path | None:
+    """A file of our own writing for a task that asks about the user's."""
+    if task.sample is None:
+        return None
+    path = folder / f"{task.name}.json"
+    path.write_text(json.dumps(task.sample()), encoding="utf-8")
+    return path
+
+
 def _entry(task: Task, prompt: Prompt | None, tokenizer: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": task.name,
         "summary": task.summary,
         "rule": task.rule,
+        "whole": task.whole,
         "budget": task.budget,
         "source": task.source,
         "control": task.control,
@@ -96,11 +115,17 @@ def _measured(prompt: Prompt) -> str:
     return "; ".join(parts)
 
 
+def _scored(task: Task) -> str:
+    return f"scores {task.rule}, {'whole words' if task.whole else 'substrings as RULER does'}"
+
+
 def _list(task: Task, prompt: Prompt | None, tokenizer: Any) -> None:
     typer.secho(task.name, bold=True)
-    typer.echo(f"  {task.summary}\n  {task.source}; scores {task.rule}, {task.budget} answer tokens")
+    typer.echo(f"  {task.summary}\n  {task.source}; {_scored(task)}, {task.budget} answer tokens")
+    if task.files is not None:
+        typer.echo(f"  shown over a sample of ours; to be scored it needs --files, {task.files}")
     if prompt is None:
-        typer.echo(f"  needs --files, {task.files}\n")
+        typer.echo("  has no prompt of this length\n")
         return
     text = " ".join(tokenizer.decode(list(prompt.ids)).split())
     typer.echo(f"  {text[:_AROUND]} ... {text[-_AROUND:]}\n  -> {', '.join(prompt.expected)}\n  {_measured(prompt)}\n")
@@ -109,4 +134,4 @@ def _list(task: Task, prompt: Prompt | None, tokenizer: Any) -> None:
 def _render(task: Task, prompt: Prompt, tokenizer: Any) -> None:
     typer.secho(f"{task.name}: {task.summary}", bold=True)
     typer.echo(f"{tokenizer.decode(list(prompt.ids))}\n")
-    typer.echo(f"expected ({task.rule}): {', '.join(prompt.expected)}\n{_measured(prompt)}")
+    typer.echo(f"expected ({_scored(task)}): {', '.join(prompt.expected)}\n{_measured(prompt)}")

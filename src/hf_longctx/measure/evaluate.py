@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .controls import CONTROLS, kind_of
 from .environment import origin
 from .grid import check_lengths
 from .haystack import Haystack, open_haystack
@@ -22,7 +23,7 @@ from .prompts import Codec
 from .store import SCHEMA, RunStore
 from .subject import as_loaded, identity, learned_positions, look_at, patched_as, reading
 from .tally import numbers, pair, scores, texts
-from .tasks import Prompt, TooShort, find
+from .tasks import Prompt, Unfit, find
 from .variants import Variant, as_variants
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -52,7 +53,7 @@ class Evaluation:
         haystack: natural text: `kjv`, `prose`, `filler` or a folder; None takes `prose`.
         files: task name to the user's file, for tasks over one.
         style: `prefix`, `chat` or `base`.
-        controls: of how many trials a prompt without the asked fact is asked as well, for each task and length.
+        controls: of how many trials both controls are asked as well, for each task and length (see `controls`).
         out: the run's folder; None keeps rows in memory.
         on_row: called with each new row.
         model_name: what reports call the model.
@@ -95,7 +96,7 @@ class Evaluation:
         self._positions = learned_positions(model)
         # A missing file or an unusable style shows here, not after hours.
         for task in self.tasks:
-            with contextlib.suppress(TooShort):
+            with contextlib.suppress(Unfit):
                 self.prompt(task.name, longest, 0)
         with contextlib.ExitStack() as stack:
             loaded = stack.enter_context(as_loaded(model))
@@ -129,7 +130,7 @@ class Evaluation:
         """Let go of the run's folder, and give the model back as it came."""
         self._open.close()
 
-    def prompt(self, task: str, length: int, trial: int, *, control: bool = False) -> Prompt:
+    def prompt(self, task: str, length: int, trial: int, *, control: str | None = None) -> Prompt:
         """The prompt of a trial, the same for every variant; the task draws its depth."""
         return find(task)(
             self._tokenizer,
@@ -171,9 +172,8 @@ class Evaluation:
             The mean over the tasks, from 0 to 1; None if one of them could not be asked.
         """
         for task in self.tasks:
-            self._ask(variant.name, task.name, length, trial, control=False)
-            if task.control and trial < self.controls:
-                self._ask(variant.name, task.name, length, trial, control=True)
+            for control in (None, *(CONTROLS if task.control and trial < self.controls else ())):
+                self._ask(variant.name, task.name, length, trial, control)
         rows = [self._rows[variant.name, name, length, trial] for name in self.names]
         return None if any(row["outcome"] == "invalid" for row in rows) else sum(r["score"] for r in rows) / len(rows)
 
@@ -222,8 +222,8 @@ class Evaluation:
 
     # ------------------------------------------------------------------ one prompt
 
-    def _ask(self, variant: str, task: str, length: int, trial: int, *, control: bool) -> None:
-        kind = f"control {task}" if control else task
+    def _ask(self, variant: str, task: str, length: int, trial: int, control: str | None) -> None:
+        kind = kind_of(control, task)
         if (variant, kind, length, trial) in self._rows:
             return
         started = time.perf_counter()
@@ -242,7 +242,7 @@ class Evaluation:
         }
         try:
             prompt = self.prompt(task, length, trial, control=control)
-        except TooShort as error:
+        except Unfit as error:
             self._keep(row | {"reason": str(error)})
             return
         row |= {
@@ -266,14 +266,14 @@ class Evaluation:
 
         try:
             with reading(self._model, prompt.length) as reader:
-                # Substrings that are found stay found: once the score is full, nothing more can change it.
+                # Once the score is full, whatever may follow, nothing more can change it.
                 reply = ask(
                     reader,
                     prompt.ids,
                     limit=prompt.budget,
                     decode=self._codec.decode,
                     stops=stop_ids(self._model, self._tokenizer),
-                    done=lambda said: prompt.score(said) == 1.0,
+                    done=prompt.settled,
                 )
         except torch.OutOfMemoryError:
             return {"reason": "out of memory"}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from hf_longctx.measure.controls import failed, meaning
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.stats import verdict
 
@@ -46,8 +47,10 @@ def finding(summary: Mapping[str, Any]) -> str:
     parts += _others(summary["variants"], scored, lead, top)
     doubted = [name for name in scored if summary["variants"][name].get("control", {}).get("trusted") is False]
     if doubted:
-        verb = "names" if len(doubted) == 1 else "name"
-        parts.append(f"but {_listed(doubted)} {verb} values that were never planted, so no such score can be trusted")
+        parts += [
+            f"but of {name}, {meaning(failed(summary['variants'][name]['control']))}, so its score cannot be trusted"
+            for name in doubted
+        ]
     return "; ".join(parts) + "."
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .heatmap import length_label
-from .stats import wilson
 from .suite import summaries
+from .wilson import wilson
 
 Entry = Mapping[str, Any]
 """A variant in a summary."""
@@ -109,13 +109,13 @@ def _check_names(limits: Iterable[Limit], variants: Collection[str]) -> None:
             raise ValueError(f"--fail-under names the variant {limit.variant!r}, the run has {_all(variants)}.{hint}")
 
 
-def misses(run: Path, limits: Sequence[Limit]) -> list[str]:
+def misses(run: Path | Mapping[str, Any], limits: Sequence[Limit]) -> list[str]:
     """What a run does not reach.
 
     Where a suite has parts that search for the effective length, these decide on it; else those that hid needles do.
 
     Args:
-        run: the folder of a run or of a suite.
+        run: the folder of a run or of a suite, or the summary of a run.
         limits: from `parse`.
 
     Returns:
@@ -126,9 +126,13 @@ def misses(run: Path, limits: Sequence[Limit]) -> list[str]:
     """
     if not limits:
         return []
-    parts = summaries(run)
+    if isinstance(run, Path):
+        said, parts = f"run={str(run)!r}", summaries(run)
+    else:
+        kind = run["settings"].get("kind", "needle")
+        said, parts = "the run", [{"name": "", "kind": kind, "model": run["model"], "summary": run}]
     if not parts:
-        raise ValueError(f"run={str(run)!r} has no summary.json yet: let it begin, then ask again")
+        raise ValueError(f"{said} has no summary.json yet: let it begin, then ask again")
     _check_names(limits, [*dict.fromkeys(name for part in parts for name in part["summary"]["variants"])])
     own = {(limit.variant, limit.measure) for limit in limits}
     told = []
@@ -140,12 +144,12 @@ def misses(run: Path, limits: Sequence[Limit]) -> list[str]:
                 asked.append((part, name, entry))
         if not asked:
             whose = f" of {limit.variant!r}" if limit.variant else ""
-            raise ValueError(f"run={str(run)!r} does not measure {limit.measure}{whose}: leave it out of --fail-under")
+            raise ValueError(f"{said} does not measure {limit.measure}{whose}: leave it out of --fail-under")
         for part, name, entry in asked:
-            said = _untrusted(entry) or measure.misses(entry, limit.value)
-            if said is not None:
+            missed = _untrusted(entry) or measure.misses(entry, limit.value)
+            if missed is not None:
                 where = f"{part['name']}, {name}" if part["name"] else name
-                told.append(f"{where}: {said}")
+                told.append(f"{where}: {missed}")
     return told
 
 

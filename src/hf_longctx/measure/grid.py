@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from .controls import CONTROLS, NO_NEEDLE, WRONG_KEY, kind_of
 from .haystack import Haystack
-from .needles import Needle, draw_needles, draw_value, make_needle, relations, typical_needles
+from .needles import Needle, draw_needles, draw_unheld, make_needle, relations, typical_needles
 from .placement import lay, place, shared_slots
 from .probe import Branch
 from .prompts import Codec, Prompt, build_prompt
@@ -15,6 +16,7 @@ from .prompts import Codec, Prompt, build_prompt
 MODES = ("shared", "single")
 """`shared`: distinct facts share one context; `single`: one needle a context, as in the classic test."""
 
+_NEEDLE = "needle"
 _EXCERPT_TOKENS = 60
 _EXCERPT_CHARACTERS = 200
 
@@ -25,13 +27,13 @@ class Probe:
 
     Attributes:
         length: target length in tokens.
-        depth: nominal depth from 0 to 1; None for the control.
-        kind: `needle` or `control`.
+        depth: nominal depth from 0 to 1; None for a control.
+        kind: `needle`, or that of a control (see `controls.kind_of`).
         needle: what is asked for.
         trunk: ids shared with other probes; only the first `at` of them belong to this one.
         at: trunk tokens before this probe branches off.
         rest: ids that follow, the question last.
-        needle_at: index of the needle's first token in the prompt; None for the control.
+        needle_at: index of the needle's first token in the prompt; None for a control.
         needle_ids: its token ids.
         limit: most answer tokens to decode.
         reason: why the probe cannot be asked as specified, or None.
@@ -80,7 +82,7 @@ class Probe:
             codec: the tokenizer.
 
         Returns:
-            `before`, `needle` and `after`; for the control the end of the prompt is `before`.
+            `before`, `needle` and `after`; for a control the end of the prompt is `before`.
         """
         ids = self.prompt()
         start = len(ids) if self.needle_at is None else self.needle_at
@@ -119,7 +121,10 @@ class Grid:
     longest: int | None = None
 
     def probes(self, trial: int) -> list[Probe]:
-        """Every probe of a trial, by length and then depth, the control of a length last.
+        """Every probe of a trial, by length and then depth, the controls of a length last.
+
+        The text of a control is that of its length. It asks for a fact that is not there: with the value that this
+        fact would have had (`no-needle`), or with that of another question of its length (`wrong-key`).
 
         Args:
             trial: which trial, from 0: another text, other needles, other values.
@@ -141,26 +146,27 @@ class Grid:
 
     def _shared(self, trial: int) -> Iterator[Probe]:
         rooms = self._rooms()
-        bank = draw_needles(kind=self.values, seed=self._key(trial, "needles"))
+        bank = draw_needles(kind=self.values, seed=self._key(trial, "needles"), held=self.haystack.holds)
         encoded = [self.codec.sentence(needle.sentence) for needle in bank]
         longest = max(map(len, encoded))
         slots = shared_slots(rooms, self.depths, longest)
-        if len(slots) >= len(bank):
+        if len(slots) + len(CONTROLS) > len(bank):
             raise ValueError(
-                f"lengths x depths need {len(slots)} distinct facts in one context, and a control, and the bank holds "
-                f"{len(bank)}: use fewer lengths or depths, or needles='single'"
+                f"lengths x depths need {len(slots)} distinct facts in one context, and two controls, and the bank "
+                f"holds {len(bank)}: use fewer lengths or depths, or needles='single'"
             )
-        control = bank[len(slots)]
+        control, stranger = bank[len(slots) : len(slots) + 2]
         context, placed = place(self._sentences(trial), slots, encoded[: len(slots)], max(*rooms.values(), 0))
         trunk = [*self.prompt.head, *context]
         spots = {cell: index for index, slot in enumerate(slots) for cell in slot.cells}
         for length in self.lengths:
+            scored: list[Probe] = []
             for depth in self.depths:
                 index = spots.get((length, depth))
                 if index is None:
                     yield self._without_room(length, depth, control, longest)
                     continue
-                yield self._probe(
+                probe = self._probe(
                     length,
                     depth,
                     bank[index],
@@ -169,18 +175,24 @@ class Grid:
                     needle_at=len(self.prompt.head) + placed[index].at,
                     needle_ids=placed[index].ids,
                 )
+                scored.append(probe)
+                yield probe
+            random.Random(self._key(trial, f"wrong-key/{length}")).shuffle(scored)
+            yield self._wrong_key(length, stranger, scored)
             yield self._control(length, control, trunk=trunk, room=rooms[length])
 
     def _single(self, trial: int) -> Iterator[Probe]:
         rooms = self._rooms()
         rng = random.Random(self._key(trial, "needles"))
-        relation, other = rng.sample(range(len(relations())), 2)
-        control = make_needle(other, draw_value(self.values, rng), self.values)
+        relation, other, third = rng.sample(range(len(relations())), 3)
+        held = self.haystack.holds
+        control = make_needle(other, draw_unheld(self.values, rng, held), self.values)
         text, starts = lay(self._sentences(trial), max(*rooms.values(), 0))
         trunk = [*self.prompt.head, *text]
         for length in self.lengths:
+            scored: list[Probe] = []
             for depth in self.depths:
-                value = draw_value(self.values, random.Random(self._key(trial, f"value/{length}/{depth}")))
+                value = draw_unheld(self.values, random.Random(self._key(trial, f"value/{length}/{depth}")), held)
                 needle = make_needle(relation, value, self.values)
                 ids = self.codec.sentence(needle.sentence)
                 spare = rooms[length] - len(ids)
@@ -188,7 +200,7 @@ class Grid:
                     yield self._without_room(length, depth, needle, len(ids))
                     continue
                 spot = max(start for start in starts if start <= round(depth * spare))
-                yield self._probe(
+                probe = self._probe(
                     length,
                     depth,
                     needle,
@@ -198,6 +210,9 @@ class Grid:
                     needle_ids=tuple(ids),
                     between=(*ids, *text[spot:spare]),
                 )
+                scored.append(probe)
+                yield probe
+            yield self._wrong_key(length, make_needle(third, control.value, self.values), scored)
             yield self._control(length, control, trunk=trunk, room=rooms[length])
 
     def _probe(
@@ -211,22 +226,36 @@ class Grid:
         needle_at: int | None,
         needle_ids: tuple[int, ...],
         between: tuple[int, ...] = (),
+        kind: str = _NEEDLE,
     ) -> Probe:
         rest = (*between, *self.prompt.tail(needle))
-        kind = "needle" if needle_at is not None else "control"
         limit = self.prompt.answer_tokens
         return Probe(length, depth, kind, needle, trunk, at, rest, needle_at, needle_ids, limit)
 
     def _control(self, length: int, needle: Needle, *, trunk: Sequence[int], room: int) -> Probe:
+        """A question over the text of a length for a fact that is not there, and its value, which is not either."""
+        kind = kind_of(NO_NEEDLE)
         if room <= 0:
-            return self._without_room(length, None, needle, 0)
+            return self._without_room(length, None, needle, 0, kind)
         at = len(self.prompt.head) + room
-        return self._probe(length, None, needle, trunk=trunk, at=at, needle_at=None, needle_ids=())
+        return self._probe(length, None, needle, trunk=trunk, at=at, needle_at=None, needle_ids=(), kind=kind)
 
-    def _without_room(self, length: int, depth: float | None, needle: Needle, needle_tokens: int) -> Probe:
+    def _wrong_key(self, length: int, stranger: Needle, scored: Sequence[Probe]) -> Probe:
+        """The last of the scored prompts with a question for a fact that is not there, and the value that it has."""
+        kind = kind_of(WRONG_KEY)
+        if not scored:
+            return self._without_room(length, None, stranger, 0, kind)
+        fooled = scored[-1]
+        asked = replace(stranger, value=fooled.needle.value)
+        before = fooled.rest[: len(fooled.rest) - len(self.prompt.tail(fooled.needle))]
+        rest = (*before, *self.prompt.tail(asked))
+        return replace(fooled, depth=None, kind=kind, needle=asked, rest=rest)
+
+    def _without_room(
+        self, length: int, depth: float | None, needle: Needle, needle_tokens: int, kind: str = _NEEDLE
+    ) -> Probe:
         least = length - self.prompt.room(length) + needle_tokens
         reason = f"too short: template, question, answer and one needle need {least} tokens"
-        kind = "control" if depth is None else "needle"
         return Probe(length, depth, kind, needle, (), 0, (), None, (), 0, reason)
 
     def _checked(self, probe: Probe) -> Probe:
@@ -292,42 +321,3 @@ def check_lengths(lengths: Sequence[int]) -> None:
             raise ValueError(f"lengths holds {length!r}: give whole numbers of tokens, at least 1")
     if not lengths:
         raise ValueError("lengths is empty: give at least one number of tokens")
-
-
-def group(probes: Sequence[Probe], *, exact: bool, per_length: bool) -> list[list[Probe]]:
-    """Split probes into groups that share one reading.
-
-    Args:
-        probes: of one trial.
-        exact: True to share nothing.
-        per_length: True where what was read at one length cannot be read on to the next: one needle a context, or
-            a cache that is no prefix of the longer one.
-
-    Returns:
-        Groups, each by ascending place. Probes that cannot be asked are left out.
-    """
-    usable = [probe for probe in probes if probe.reason is None]
-    if exact:
-        return [[probe] for probe in usable]
-    groups: dict[int, list[Probe]] = {}
-    for probe in usable:
-        groups.setdefault(probe.length if per_length else 0, []).append(probe)
-    return list(groups.values())
-
-
-def spent_tokens(groups: Sequence[Sequence[Probe]]) -> dict[tuple[int, float | None], int]:
-    """Tokens read for each probe: those that no probe before it in its group has read.
-
-    Args:
-        groups: from `group`.
-
-    Returns:
-        (length, depth) to tokens, the question included; decoded answers are not.
-    """
-    spent: dict[tuple[int, float | None], int] = {}
-    for members in groups:
-        read = 0
-        for probe in members:
-            spent[probe.length, probe.depth] = probe.at - read + len(probe.rest)
-            read = probe.at
-    return spent

@@ -45,12 +45,15 @@ class Haystack:
         label: one line for tables and reports.
         fingerprint: changes when the text does.
         sentences: given a seed, yields sentences without end.
+        holds: whether a phrase may stand in the text somewhere, case aside, be it within a longer word. What is hidden
+            must not: a name that the text has already is no random value.
     """
 
     name: str
     label: str
     fingerprint: str
     sentences: Callable[[str], Iterator[str]]
+    holds: Callable[[str], bool]
 
 
 def open_haystack(name: str | None) -> Haystack:
@@ -70,9 +73,10 @@ def open_haystack(name: str | None) -> Haystack:
     'repeated filler: addressability only'
     """
     if name is None or name == "prose":
-        return Haystack("prose", "generated prose, no sentence twice", "prose/1", prose.sentences)
+        return Haystack("prose", "generated prose, no sentence twice", "prose/1", prose.sentences, prose.may_say)
     if name == "filler":
-        return Haystack(name, "repeated filler: addressability only", "filler/1", lambda seed: itertools.cycle(FILLER))
+        label = "repeated filler: addressability only"
+        return Haystack(name, label, "filler/1", lambda seed: itertools.cycle(FILLER), _finder(" ".join(FILLER)))
     if name == "kjv":
         return _from_text(name, "King James Version", " ".join(_king_james_verses()))
     folder = Path(name)
@@ -137,7 +141,18 @@ def _from_text(name: str, label: str, text: str) -> Haystack:
         start = random.Random(seed).randrange(len(pieces))
         return itertools.cycle(pieces[start:] + pieces[:start])
 
-    return Haystack(name, label, hashlib.sha256(text.encode()).hexdigest()[:16], sentences)
+    return Haystack(name, label, hashlib.sha256(text.encode()).hexdigest()[:16], sentences, _finder(text))
+
+
+def _finder(text: str) -> Callable[[str], bool]:
+    flat: list[str] = []  # folded once, when it is first asked
+
+    def holds(phrase: str) -> bool:
+        if not flat:
+            flat.append(" ".join(text.split()).casefold())
+        return phrase.casefold() in flat[0]
+
+    return holds
 
 
 def _from_folder(folder: Path, name: str) -> Haystack:

@@ -44,7 +44,7 @@ _ANSWER = 256
 
 @scorer(metrics=[mean(), stderr()], name="longctx_score")  # type: ignore[untyped-decorator]
 def longctx_score() -> Scorer:
-    """The task's own rule: the share of the expected strings, or any of them, case aside (see `tasks.scoring`).
+    """The task's own score, from 0 to 1 (see `tasks.scoring`).
 
     Returns:
         The scorer; it reads the task's name from the sample's metadata.
@@ -53,7 +53,8 @@ def longctx_score() -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         said = state.output.completion
-        return Score(value=points(said, list(target), find(state.metadata["task"]).rule), answer=said)
+        task = find(state.metadata["task"])
+        return Score(value=points(said, list(target), task.rule, whole=task.whole), answer=said)
 
     return score
 
@@ -67,7 +68,7 @@ def _builder(name: str) -> Callable[..., Task]:
         depth: float | None = None,
         haystack: str | None = None,
         files: str | None = None,
-        control: bool = False,
+        control: str | None = None,
     ) -> Task:
         from hf_longctx.hf.loading import load_tokenizer
         from hf_longctx.rope.text import read_length

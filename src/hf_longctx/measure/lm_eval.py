@@ -1,4 +1,14 @@
-"""Patched models under EleutherAI's lm-evaluation-harness, with its maximum length set and no prompt cut.
+r"""Patched models under EleutherAI's lm-evaluation-harness, with its maximum length set and no prompt cut.
+
+The harness finds models by name in a registry of its own, which no installed package can write to from outside. So its
+command is started through this module, which registers the name `hf_longctx` and hands over:
+
+    python -m hf_longctx.measure.lm_eval --model hf_longctx \
+        --model_args pretrained=demo,rope=yarn:2,max_length=16384 --tasks lambada_openai --limit 20
+
+`pretrained` is a hub id, a folder or `demo`; `attention`, `rope` and `mamba` are text forms, as in `hf_longctx.patch`.
+A form with a comma in it is written as JSON: `--model_args '{"pretrained": "demo", "attention": "dilated:512,4"}'`.
+From Python:
 
     import lm_eval
     from hf_longctx.measure.lm_eval import longctx_lm
@@ -15,29 +25,19 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+NAME = "hf_longctx"
+"""What the harness calls these models."""
 
-def longctx_lm(
-    pretrained: Any,
-    *,
-    tokenizer: Any = None,
-    attention: str | None = None,
-    rope: str | None = None,
-    max_length: int | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    **options: Any,
-) -> Any:
+
+def longctx_lm(pretrained: Any, **options: Any) -> Any:
     """A model for the harness's `simple_evaluate(model=...)`.
 
     Args:
         pretrained: hub id, local folder, `demo`, or a loaded causal LM, which may be patched already.
-        tokenizer: of a loaded model; not given for a name.
-        attention: patch it with this pattern, in text form.
-        rope: patch it with this scaling, in text form.
-        max_length: most tokens of a prompt and its answer; None takes what the patched config claims.
-        dtype: as `load_model`, for a name.
-        device: as `load_model`, for a name.
-        **options: to the harness's `HFLM`, such as `batch_size`.
+        **options: `tokenizer` of a loaded model, not given for a name; `attention`, `rope` and `mamba`, text forms to
+            patch it with; `max_length`, most tokens of a prompt and its answer, None takes what the patched config
+            claims; `dtype` and `device` as `load_model`, for a name; and what the harness's `HFLM` takes, such as
+            `batch_size`.
 
     Returns:
         An instance of a subclass of `lm_eval.models.huggingface.HFLM`. A loaded model is patched in place.
@@ -46,29 +46,21 @@ def longctx_lm(
         ModuleNotFoundError: the package lm-eval is missing.
         ValueError: a maximum below 1, a loaded model without its tokenizer, or a patch that cannot work.
     """
-    bridge = _bridge()
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length={max_length}: give at least 1 token")
-    if isinstance(pretrained, str):
-        if tokenizer is not None:
-            raise ValueError("tokenizer is given beside a name: leave it out, or pass the loaded model")
-        from hf_longctx.hf.loading import load_model
-
-        pretrained, tokenizer = load_model(pretrained, dtype=dtype, device=device)
-    elif tokenizer is None:
-        raise ValueError("tokenizer=None: pass the tokenizer of the loaded model")
-    if attention is not None or rope is not None:
-        from hf_longctx import patch
-
-        patch(pretrained, attention=attention, rope=rope)
-    config = pretrained.config.get_text_config(decoder=True)
-    limit = max_length or getattr(config, "max_position_embeddings", None)
-    return bridge(pretrained=pretrained, tokenizer=tokenizer, max_length=limit, **options)
+    return register()(pretrained, **options)
 
 
 @lru_cache(maxsize=1)
-def _bridge() -> type:
+def register() -> type:
+    """Give the harness the models under their name.
+
+    Returns:
+        Their class.
+
+    Raises:
+        ModuleNotFoundError: the package lm-eval is missing.
+    """
     try:
+        from lm_eval.api.registry import register_model
         from lm_eval.models.huggingface import HFLM
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -76,7 +68,30 @@ def _bridge() -> type:
         ) from error
 
     class LongctxLM(HFLM):
-        """HFLM that refuses what it would cut."""
+        """HFLM over a patched model, which refuses what it would cut."""
+
+        def __init__(
+            self,
+            pretrained: Any,
+            tokenizer: Any = None,
+            attention: str | None = None,
+            rope: str | None = None,
+            mamba: str | None = None,
+            max_length: int | None = None,
+            dtype: str | None = None,
+            device: str | None = None,
+            **options: Any,
+        ) -> None:
+            """Load and patch, as `longctx_lm` says."""
+            model, tokenizer = _load(pretrained, tokenizer, max_length=max_length, dtype=dtype, device=device)
+            plan = {"attention": attention, "rope": rope, "mamba": mamba}
+            if any(text is not None for text in plan.values()):
+                from hf_longctx import patch
+
+                patch(model, **plan)
+            config = model.config.get_text_config(decoder=True)
+            limit = max_length or getattr(config, "max_position_embeddings", None)
+            super().__init__(pretrained=model, tokenizer=tokenizer, max_length=limit, **options)
 
         def tok_batch_encode(
             self,
@@ -97,7 +112,31 @@ def _bridge() -> type:
                 _refuse(len(context) + len(continuation) - 1, self.max_length)
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
-    return LongctxLM
+    return register_model(NAME)(LongctxLM)
+
+
+def main() -> None:
+    """The harness's own command line, with the name `hf_longctx` registered."""
+    register()
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+def _load(
+    pretrained: Any, tokenizer: Any, *, max_length: int | None, dtype: str | None, device: str | None
+) -> tuple[Any, Any]:
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length={max_length}: give at least 1 token")
+    if not isinstance(pretrained, str):
+        if tokenizer is None:
+            raise ValueError("tokenizer=None: pass the tokenizer of the loaded model")
+        return pretrained, tokenizer
+    if tokenizer is not None:
+        raise ValueError("tokenizer is given beside a name: leave it out, or pass the loaded model")
+    from hf_longctx.hf.loading import load_model
+
+    return load_model(pretrained, dtype=dtype, device=device)
 
 
 def _refuse(tokens: int, limit: int) -> None:
@@ -106,3 +145,7 @@ def _refuse(tokens: int, limit: int) -> None:
             f"a prompt has {tokens} tokens and there is room for {limit}, the answer's left out: raise max_length, or "
             "choose shorter prompts; none is cut"
         )
+
+
+if __name__ == "__main__":
+    main()

@@ -16,13 +16,14 @@ from hf_longctx.hf.lengths import held_length, length_dependent
 
 from .damage import Damage, Listener, summarise_damage
 from .environment import origin
-from .grid import Grid, Probe, build_grid, group, spent_tokens
+from .grid import Grid, Probe, build_grid
 from .haystack import Haystack, open_haystack, unique_share
 from .needles import is_hit
 from .overlap import literal_overlap
 from .placement import depth_grid
 from .probe import CHUNK, Reader, ask_all, stop_ids
 from .processes import here
+from .sharing import group, spent_tokens
 from .side_rows import SideRows
 from .store import SCHEMA, RunStore
 from .subject import as_loaded, identity, learned_positions, look_at, patched_as, switches_rope
@@ -193,7 +194,7 @@ class _Work:
             groups = group(self.probes, exact=afresh, per_length=per_length)
             spent = spent_tokens(groups)
             stops = stop_ids(model, self.grid.codec.tokenizer)
-            total = sum(spent[probe.length, probe.depth] for probe in pending if probe.reason is None)
+            total = sum(spent[probe.length, probe.depth, probe.kind] for probe in pending if probe.reason is None)
             with self._bar(total) as advance:
                 for members in groups:
                     held = held_length(model, members[0].length) if by_length else contextlib.nullcontext()
@@ -209,7 +210,7 @@ class _Work:
         self,
         reader: Reader,
         members: Sequence[Probe],
-        spent: Mapping[tuple[int, float | None], int],
+        spent: Mapping[tuple[int, float | None, str], int],
         stops: frozenset[int],
         *,
         through: bool,
@@ -235,7 +236,7 @@ class _Work:
                     outcome="hit" if is_hit(reply.text, probe.needle) else "miss",
                     answer=reply.text,
                     first_logit_top=int(reply.first_logits.argmax()),
-                    prefill_tokens=spent[probe.length, probe.depth],
+                    prefill_tokens=spent[probe.length, probe.depth, probe.kind],
                     seconds=round(now - started, 3),
                 )
                 started = now

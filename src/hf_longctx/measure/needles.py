@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 VALUE_KINDS = ("digits", "words", "uuid")
@@ -141,6 +142,30 @@ def draw_value(kind: str, rng: random.Random) -> str:
     raise ValueError(f"values={kind!r} is not a kind of value: choose one of {', '.join(VALUE_KINDS)}")
 
 
+def draw_unheld(kind: str, rng: random.Random, held: Callable[[str], bool]) -> str:
+    """Draw a random value that the haystack does not hold: what stands in the text by itself is no random value.
+
+    Args:
+        kind: one of `VALUE_KINDS`.
+        rng: where the randomness comes from.
+        held: as `Haystack.holds`.
+
+    Returns:
+        The value as text.
+
+    Raises:
+        ValueError: for an unknown kind, or a text that holds a thousand values in a row.
+
+    >>> draw_unheld("digits", random.Random(0), lambda value: value.startswith("7"))[0]
+    '9'
+    """
+    for _ in range(1000):
+        value = draw_value(kind, rng)
+        if not held(value):
+            return value
+    raise ValueError(f"the haystack holds the values of kind {kind!r} that needles would have: choose values='uuid'")
+
+
 def make_needle(index: int, value: str, kind: str) -> Needle:
     """The needle of one relation of the bank with a given value.
 
@@ -167,12 +192,13 @@ def make_needle(index: int, value: str, kind: str) -> Needle:
     )
 
 
-def draw_needles(*, kind: str, seed: str) -> tuple[Needle, ...]:
+def draw_needles(*, kind: str, seed: str, held: Callable[[str], bool] = lambda value: False) -> tuple[Needle, ...]:
     """The whole bank in random order, each relation with a value of its own.
 
     Args:
         kind: one of `VALUE_KINDS`.
         seed: any text; the same text gives the same needles.
+        held: whether the haystack has a value already, as `Haystack.holds`; another is drawn then.
 
     Returns:
         One needle for each relation.
@@ -187,7 +213,7 @@ def draw_needles(*, kind: str, seed: str) -> tuple[Needle, ...]:
     order = rng.sample(range(len(relations())), len(relations()))
     values: dict[str, None] = {}
     while len(values) < len(order):
-        values[draw_value(kind, rng)] = None
+        values[draw_unheld(kind, rng, held)] = None
     return tuple(make_needle(index, value, kind) for index, value in zip(order, values))
 
 

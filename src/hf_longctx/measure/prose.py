@@ -7,6 +7,7 @@ no facts that resemble a needle.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 
@@ -62,6 +63,10 @@ and thought no more about it
 """)
 
 
+_LISTS = (_PEOPLE, _TRAITS, _ACTIONS, THINGS, LOOKS, _PLACES, _TIMES, _REASONS, _FEELINGS)
+_VOCABULARY = " ".join(word for words in _LISTS for word in words) + " it was who told that somebody the and did stood"
+
+
 def sentences(seed: str) -> Iterator[str]:
     """Sentences without end, none of them twice.
 
@@ -83,6 +88,19 @@ def sentences(seed: str) -> Iterator[str]:
         if sentence not in said:
             said.add(sentence)
             yield sentence
+
+
+def may_say(phrase: str) -> bool:
+    """Whether a phrase may come: all of its words are among those that sentences are made of.
+
+    Args:
+        phrase: any text; case does not matter, and a word within a longer one counts.
+
+    >>> may_say("heavy Basket"), may_say("soup"), may_say("Cosima"), may_say("1234567")
+    (True, True, False, False)
+    """
+    words = re.findall(r"\w+", phrase.casefold())
+    return bool(words) and all(word in _VOCABULARY for word in words)
 
 
 def _sentence(rng: random.Random) -> str:

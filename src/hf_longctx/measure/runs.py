@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import tally
+from .controls import is_control
 from .effective import Climb
 from .effective import summarise as climbed
 from .stats import summarise as counted
@@ -140,15 +141,6 @@ def recall(summary: Mapping[str, Any], rows: Iterable[Row]) -> Part:
         raise ValueError(f"a row of the run is not whole ({error!r}): restore rows.jsonl, or run again") from error
     model = str(summary.get("model") or settings.get("model") or "unnamed model")
     return Part(kind, kind, model, {**summary, "model": model, "variants": variants}, rows)
-
-
-def is_control(row: Row) -> bool:
-    """Whether a row asks for what was never there.
-
-    >>> is_control({"kind": "control niah_single_1"}), is_control({"kind": "needle"})
-    (True, False)
-    """
-    return str(row.get("kind", "")).partition(" ")[0] == "control"
 
 
 def as_trials(part: Part) -> tuple[list[Row], list[str]]:

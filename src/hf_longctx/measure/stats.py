@@ -6,15 +6,13 @@ score interval, and a length is called *pass*, *fail* or *undecided*, never just
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
-CONTROL_LIMIT = 0.05
-"""Share of unanswerable questions a model may seem to answer before its score is no longer believed."""
+from .controls import grade, is_control
+from .wilson import wilson
 
 
 def _check_threshold(threshold: float) -> None:
@@ -67,47 +65,6 @@ class Rule:
 RULES: Mapping[str, Rule] = {"absolute": Rule(0.856), "own": Rule(0.85, relative=True)}
 """``absolute`` is RULER's bar (85.6, Llama-2-7B at 4K; arXiv 2404.06654), ``own`` NoLiMa's (85% of the model's own
 short-context score; arXiv 2502.05167)."""
-
-
-def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided Wilson score interval of a share (Wilson 1927, JASA 22, p. 209).
-
-    Unlike the textbook ``p +- z*sqrt(p(1-p)/n)`` it stays inside [0, 1] and does not collapse to a point when every
-    probe hits, which is the usual case at short lengths.
-
-    Args:
-        hits: Probes answered right.
-        n: Probes scored. With none the interval is (0, 1): nothing is known.
-        confidence: Coverage of the interval, in (0, 1).
-
-    Returns:
-        ``(low, high)``, with ``0 <= low <= hits/n <= high <= 1``.
-
-    Raises:
-        ValueError: Not ``0 <= hits <= n``, or a confidence outside (0, 1).
-
-    Examples:
-        >>> [round(bound, 3) for bound in wilson(15, 15)]
-        [0.796, 1.0]
-        >>> round(wilson(23, 23)[0], 4)  # the fewest straight hits whose lower bound clears 85.6%
-        0.8569
-        >>> wilson(0, 0)
-        (0.0, 1.0)
-    """
-    if not 0 <= hits <= n:
-        raise ValueError(f"hits={hits!r} of n={n!r}: hits must be between 0 and n; count each scored probe once")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence={confidence!r}: must be between 0 and 1, for example 0.95")
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share, z2 = hits / n, z * z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    # The two ends are exact by algebra but not in floating point.
-    low = 0.0 if hits == 0 else min(share, max(0.0, centre - half))
-    high = 1.0 if hits == n else max(share, min(1.0, centre + half))
-    return low, high
 
 
 def verdict(hits: int, n: int, threshold: float) -> str:
@@ -226,40 +183,6 @@ def _judge(by_length: Mapping[int, tuple[int, int]], rule: Rule) -> dict[str, An
     return {"length": longest, "threshold": threshold, "verdicts": verdicts, "needed": missing}
 
 
-def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether the no-needle control leaves the score believable.
-
-    The control asks for a value that was never planted. Hits there come from guessing, leakage or a scoring that is
-    too lenient, and would come on the planted needles too.
-
-    Args:
-        rows: Rows of one variant; all but the scored ones of kind ``"control"`` are passed over.
-
-    Returns:
-        ``{"n", "hits", "low", "high", "trusted", "note"}``: ``trusted`` is False if the lower Wilson bound of the
-        control's hit rate is above `CONTROL_LIMIT`, None if no control was scored, else True.
-
-    Examples:
-        >>> grade([{"kind": "control", "outcome": "hit"}] * 3)["note"]
-        '3 of 3 questions about a needle that was never there were "answered": its score cannot be trusted'
-        >>> grade([{"kind": "control", "outcome": "miss"}] * 3)["trusted"]
-        True
-    """
-    outcomes = [row["outcome"] for row in rows if row.get("kind") == "control" and row["outcome"] != "invalid"]
-    n, hits = len(outcomes), outcomes.count("hit")
-    low, high = wilson(hits, n)
-    if n == 0:
-        trusted, note = None, "no control was scored"
-    elif hits and low > CONTROL_LIMIT:
-        trusted = False
-        note = (
-            f'{hits} of {n} questions about a needle that was never there were "answered": its score cannot be trusted'
-        )
-    else:
-        trusted, note = True, f"{hits} of {n} questions about a needle that was never there were answered"
-    return {"n": n, "hits": hits, "low": low, "high": high, "trusted": trusted, "note": note}
-
-
 def summarise(rows: Iterable[Mapping[str, Any]], *, claimed: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
     """Turn the rows of a needle run into numbers with their uncertainty.
 
@@ -275,8 +198,8 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, claimed: Mapping[str, int | 
         Per variant ``{"claimed", "cells", "lengths", "effective", "control", "invalid", "reasons"}``. A cell is
         ``{"length", "depth", "n", "hits", "recall", "low", "high", "invalid"}`` with ``recall`` None while ``n`` is
         0; ``lengths`` has the same pooled over depths, without ``depth``. ``effective`` and ``control`` are as
-        returned by `effective` and `grade`; ``invalid`` is the number of invalid probes, controls included, and
-        ``reasons`` maps each reason to their number.
+        returned by `effective` and `controls.grade`; ``invalid`` is the number of invalid probes, controls included,
+        and ``reasons`` maps each reason to their number.
 
     Raises:
         ValueError: A row has an outcome other than hit, miss or invalid.
@@ -302,7 +225,7 @@ def _summarise_variant(rows: Sequence[Mapping[str, Any]], claimed: int | None) -
     cells: dict[tuple[int, float], list[str]] = {}
     lengths: dict[int, list[str]] = {}
     for row in rows:
-        if row.get("kind") == "control":
+        if is_control(row):
             continue
         # Rounded, so that a depth computed in two ways is still one cell.
         length, depth = int(row["length"]), round(float(row["depth"]), 6)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .controls import grade
 from .paired import bootstrap_difference, mcnemar
 from .sequential import interval
-from .stats import grade
 
 Row = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ def numbers(rows: Sequence[Row], variant: str, tasks: Sequence[str]) -> dict[str
 
     Returns:
         `lengths` (trials: n, score, low, high), `cells` (the same by task, with hits and invalid), `control`
-        (`stats.grade`), `invalid`, and `seconds`. Intervals are confidence sequences at 95%, valid at any stop.
+        (`controls.grade`), `invalid`, and `seconds`. Intervals are confidence sequences at 95%, valid at any stop.
     """
     own = [row for row in rows if row["variant"] == variant]
     cells: dict[tuple[str, int], list[Row]] = {}
@@ -67,7 +67,7 @@ def numbers(rows: Sequence[Row], variant: str, tasks: Sequence[str]) -> dict[str
             for length, given in scores(own, variant, tasks).items()
         ],
         "cells": [{"task": task, "length": length, **_cell(cells[task, length])} for task, length in sorted(cells)],
-        "control": grade({**row, "kind": "control"} for row in own if row["kind"] != row["task"]),
+        "control": grade(own),
         "invalid": sum(row["outcome"] == "invalid" for row in own),
         "seconds": round(sum(row.get("seconds", 0.0) for row in own), 1),
     }

@@ -90,10 +90,11 @@ def test_frequent_words_follow_the_zeta_distribution():
 
 
 def test_latent_facts_share_no_word_with_their_question():
-    for fact, question in FACTS:
+    for fact, question, telling in FACTS:
+        assert telling == telling.lower()
         assert literal_overlap(fact, f"{question} Answer with the name alone.") == 0.0, (fact, question)
         assert content_words(question), question
-    assert len({fact for fact, _ in FACTS}) == len(FACTS)
+    assert len({fact for fact, *_ in FACTS}) == len(FACTS) == len({telling for *_, telling in FACTS})
 
 
 def test_a_literal_needle_has_a_high_overlap():

@@ -1,6 +1,10 @@
 """What every task promises, looped over the registry: a new file is tested without an edit here."""
 
+import dataclasses
 import hashlib
+import itertools
+import random
+import re
 import subprocess
 import sys
 
@@ -8,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_longctx.measure.haystack import unique_share
+from hf_longctx.measure.haystack import open_haystack, unique_share
+from hf_longctx.measure.needles import ADJECTIVES, NOUNS
 from hf_longctx.measure.prompts import Codec
-from hf_longctx.measure.tasks import REGISTRY, TooShort, find, names
+from hf_longctx.measure.tasks import REGISTRY, RULER, TooShort, Unfit, find, names
+from hf_longctx.measure.tasks.draws import NAMES, words
 from hf_longctx.measure.word_tokenizer import WordTokenizer
 
 WITH_CONTROL = [name for name in names() if REGISTRY[name].control]
@@ -55,7 +61,7 @@ def test_the_needles_are_in_the_ids_and_hold_the_answer(name, make, tokenizer):
 @pytest.mark.parametrize("name", WITH_CONTROL)
 def test_a_control_is_the_same_question_without_the_answer(name, make, tokenizer):
     for seed in range(2):
-        asked, control = make(name, seed=seed), make(name, seed=seed, control=True)
+        asked, control = make(name, seed=seed), make(name, seed=seed, control="no-needle")
         assert (control.question, control.expected) == (asked.question, asked.expected)
         expected = [one for one in control.expected if len(one) > 2]  # two letters stand in any text
         said = Codec(tokenizer).decode(control.ids)
@@ -63,10 +69,33 @@ def test_a_control_is_the_same_question_without_the_answer(name, make, tokenizer
         assert (control.needles, control.overlap, len(control.ids)) == ((), None, len(asked.ids))
 
 
+@pytest.mark.parametrize("name", WITH_CONTROL)
+def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files):
+    for seed in range(3):
+        tokenizer = WordTokenizer()
+
+        def made(control):
+            return find(name)(tokenizer, 1450, seed, control=control, files=files.get(name))  # noqa: B023
+
+        asked, wrong = made(None), made("wrong-key")
+        assert wrong.question != asked.question
+        assert set(wrong.expected) <= set(asked.expected)
+        assert len(wrong.ids) == len(asked.ids)
+        there = " ".join(tokenizer.decode(wrong.ids[start:end]) for start, end in wrong.needles)
+        assert wrong.score(there) == 1.0  # the value is there, under another key
+        text = tokenizer.decode(wrong.ids).split(wrong.question)[0]
+        keys = set(re.findall(r"[\w-]{5,}", wrong.question)) - set(re.findall(r"[\w-]{5,}", asked.question))
+        if name not in ("latent_fact", "passkey"):  # whose questions hold no key
+            assert keys
+            assert not any(re.search(rf"\b{re.escape(key)}\b", text) for key in keys)
+        if not name.startswith(("qa", "niah_multikey_2")):  # where other documents or needles fill the room
+            assert text.split(asked.question)[0] == tokenizer.decode(asked.ids).split(asked.question)[0]
+
+
 @pytest.mark.parametrize("name", sorted(set(names()) - set(WITH_CONTROL)))
 def test_where_all_of_the_text_is_the_answer_a_control_is_refused(name, make):
     with pytest.raises(ValueError, match="has no control"):
-        make(name, control=True)
+        make(name, control="no-needle")
 
 
 @pytest.mark.parametrize("name", WITH_CONTROL)
@@ -129,6 +158,7 @@ def test_any_length_seed_and_depth(name, length, seed, depth):
         ({"depth": 1.5}, "depth=1.5"),
         ({"style": "poem"}, "not a prompt style"),
         ({"haystack": "nowhere"}, "nowhere"),
+        ({"control": "no-key"}, "control='no-key' does not exist"),
     ],
 )
 def test_mistakes_are_named(change, sentence, make):
@@ -153,6 +183,99 @@ def test_a_file_is_asked_for_and_checked(name, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qa_1", "qa_2"])
-def test_a_file_without_enough_documents_is_refused(name, make):
-    with pytest.raises(ValueError, match="choose a shorter length"):
+def test_a_file_without_enough_documents_has_no_prompt(name, make):
+    with pytest.raises(Unfit, match="choose a shorter length"):
         make(name, 200_000)
+
+
+NATURAL = [name for name in WITH_CONTROL if REGISTRY[name].whole or name in ("niah_single_2", "variable_tracking")]
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """Text that knows most of our names, some keys and half of all telling words."""
+    folder = tmp_path_factory.mktemp("crowded")
+    keys = [f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS[::2]]
+    people = [f"{name} was in Egypt, in India and in Italy and catches fish." for name in NAMES[:50]]
+    lines = [
+        *people,
+        *(f"Nobody knows {key}." for key in keys),
+        *(f"It cost {number}." for number in range(1000, 9000)),
+    ]
+    (folder / "text.txt").write_text(" ".join(lines))
+    return open_haystack(str(folder))
+
+
+@pytest.mark.parametrize("name", NATURAL)
+def test_nothing_hidden_stands_in_the_text_by_itself(name, crowded):
+    """Names, keys and values are drawn again until the text holds none of them, in any task."""
+    for seed in range(8):
+        tokenizer = WordTokenizer(1 << 20)
+        prompt = find(name)(tokenizer, 900, seed, haystack=crowded)
+        ids = list(prompt.ids)
+        for start, end in sorted(prompt.needles, reverse=True):
+            del ids[start:end]
+        text = tokenizer.decode(ids).split(prompt.question)[0].casefold()
+        assert not any(re.search(rf"\b{re.escape(one.casefold())}\b", text) for one in prompt.expected)
+        if REGISTRY[name].whole and name not in ("passkey", "key_value"):  # which stand in text of their own
+            assert not any(crowded.holds(one) for one in prompt.expected)
+        asked = set(re.findall(r"[a-z]+-[a-z]+", prompt.question))
+        assert not any(crowded.holds(key) for key in asked)
+    if name == "latent_fact":
+        assert not re.search("Egypt|India|Italy|fish", prompt.question)
+
+
+@pytest.mark.parametrize("name", ["latent_fact", "multihop", "niah_single_2"])
+def test_a_text_that_holds_all_of_it_has_no_prompt(name, crowded):
+    full = dataclasses.replace(crowded, holds=lambda phrase: True)
+    with pytest.raises(Unfit, match="choose another, such as prose"):
+        find(name)(WordTokenizer(), 900, 0, haystack=full)
+
+
+def test_on_the_king_james_text_no_biblical_name_or_place_is_asked_for():
+    pytest.importorskip("bible")
+    kjv = open_haystack("kjv")
+    for seed in range(30):
+        one, other = (
+            find(name)(WordTokenizer(1 << 20), 700, seed, haystack=kjv) for name in ("latent_fact", "multihop")
+        )
+        names = {*one.expected, *other.expected, other.question.split()[0]}
+        assert not names & {"Darius", "Gideon", "Solomon", "Tabitha", "Zacharias"}
+        assert not any(kjv.holds(name) for name in names)
+        assert not re.search("Egypt|India|Italy|milk|nuts|bread|fish|spouse|school", one.question)
+
+
+def test_whole_words_where_the_task_is_ours_and_substrings_where_it_is_rulers():
+    passkey, niah = (find(name)(WordTokenizer(), 400, 0) for name in ("passkey", "niah_single_1"))
+    assert {REGISTRY[name].whole for name in RULER} == {False}
+    assert {REGISTRY[name].whole for name in set(names()) - set(RULER)} == {True}
+    for prompt, inside in ((passkey, 0.0), (niah, 1.0)):
+        (value,) = prompt.expected
+        assert prompt.score(f"It is {value}.") == 1.0
+        assert prompt.score(f"It is 3{value}.") == prompt.score(f"It is {value}7.") == inside
+        assert (prompt.settled(value), prompt.settled(f"{value}.")) == (inside == 1.0, True)
+        assert not prompt.settled(value[:-1])
+    assert passkey.score(f"{passkey.expected[0][:2]},{passkey.expected[0][2:]}") == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(set(names())))
+def test_no_value_is_part_of_another(name, make):
+    """So a substring counts one value and no other."""
+    prompt = make(name, 3000)
+    said = [one.casefold() for one in prompt.expected]
+    assert not any(a != b and a in b for a in said for b in said) or name.startswith("qa")
+
+
+def test_no_common_word_is_part_of_another_however_many_there_are():
+    drawn = list(itertools.islice(words(random.Random(0)), 30_000))
+    shortest, known = min(map(len, drawn)), set(drawn)
+    assert len(known) == len(drawn)
+    for word in drawn[::5]:
+        parts = {word[a:b] for a in range(len(word)) for b in range(a + shortest, len(word) + 1)} - {word}
+        assert not parts & known
+
+
+def test_common_words_go_on_where_the_short_ones_end():
+    prompt = find("common_words")(WordTokenizer(1 << 20), 100_000, 0)
+    assert len(prompt.ids) + prompt.budget == 100_000
+    assert prompt.padding < 100

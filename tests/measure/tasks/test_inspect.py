@@ -2,11 +2,15 @@
 
 import asyncio
 import importlib
+import json
 import sys
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from hf_longctx import patched
+from hf_longctx.cli.tasks import tasks as tasks_command
 from hf_longctx.measure.evaluate import prompt_seed
 from hf_longctx.measure.probe import Reader, ask
 from hf_longctx.measure.prompts import Codec
@@ -57,6 +61,26 @@ def test_every_task_is_there_with_the_generator_s_text(ours, folder, tokenizer, 
             prompt = find(name)(tokenizer, 1450, prompt_seed(3, trial), style="base", files=files.get(name))
             assert sample.input == decode(prompt.ids)
             assert list(sample.target) == list(prompt.expected)
+
+
+def test_the_prompt_of_our_command_is_the_same_byte_for_byte(ours, folder):
+    command = typer.Typer()
+    command.command()(tasks_command)
+    for name in ("niah_multikey_1", "multihop", "passkey"):
+        task = getattr(ours, name)(tokenizer=folder, length="1450", samples=2, seed=3)
+        for trial, sample in enumerate(task.dataset):
+            options = [name, "--length", "1450", "--seed", str(prompt_seed(3, trial)), "--style", "base", "--json"]
+            printed = CliRunner().invoke(command, [*options, "--model", folder]).stdout
+            assert (
+                json.loads(printed)["tasks"][0]["example"]["text"].encode() == with_bos(folder, sample.input).encode()
+            )
+
+
+def with_bos(folder, text):
+    """Our command shows the special tokens that the tokenizer adds by itself."""
+    from hf_longctx.hf.loading import load_tokenizer
+
+    return (load_tokenizer(folder).bos_token or "") + text
 
 
 def test_scores_are_ours(ours, folder, run):
@@ -127,3 +151,10 @@ def test_a_stop_sequence_ends_the_answer(ours, folder, model, tokenizer):
 def test_mistakes_are_named(ours, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         ours.passkey(**options)
+
+
+@pytest.mark.parametrize("control", ["no-needle", "wrong-key"])
+def test_controls_can_be_asked_for(ours, folder, control):
+    (sample,) = ours.niah_single_2(tokenizer=folder, length=700, samples=1, control=control).dataset
+    assert sample.metadata["control"] == control
+    assert (sample.target[0] in sample.input) == (control == "wrong-key")

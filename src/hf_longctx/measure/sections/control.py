@@ -1,20 +1,32 @@
-"""Negative controls: questions about what was never in the text."""
+"""Negative controls: questions that nothing in the text answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_longctx.measure.controls import CONTROLS, failed, meaning
 from hf_longctx.measure.runs import Part
 
 TITLE = "Can the score be trusted?"
 
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
-    """Control hits of each variant, and what they mean."""
+    """Hits of each variant in each control, and what they mean."""
     if part.kind == "cost":
         return None
-    return {"lines": [(name, entry["control"]) for name, entry in part.variants.items()]}
+    return {"controls": CONTROLS, "lines": [_line(name, entry["control"]) for name, entry in part.variants.items()]}
+
+
+def _line(name: str, control: Mapping[str, Any]) -> dict[str, Any]:
+    trusted, hits = control["trusted"], sum(control[one]["hits"] for one in CONTROLS)
+    said = {None: "no control was scored", True: "acceptable" if hits else "clean"}
+    return {
+        "name": name,
+        "counts": [control[one] for one in CONTROLS],
+        "call": {None: "undecided", True: "pass", False: "fail"}[trusted],
+        "said": said.get(trusted) or f"its score cannot be trusted: {meaning(failed(control))}",
+    }
 
 
 def doubted(part: Part) -> list[tuple[str, str]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hf_longctx.measure.controls import is_control
 from hf_longctx.measure.heatmap import depth_label, length_label
-from hf_longctx.measure.runs import Part, Row, is_control
+from hf_longctx.measure.runs import Part, Row
 
 from .words import percent
 

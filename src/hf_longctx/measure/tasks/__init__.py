@@ -10,9 +10,10 @@ import difflib
 import importlib
 import pkgutil
 
-from .base import REGISTRY, Prompt, Task, TooShort, task
+from .base import REGISTRY, Prompt, Task, task
+from .draft import TooShort, Unfit
 
-__all__ = ["REGISTRY", "RULER", "Prompt", "Task", "TooShort", "find", "names", "task"]
+__all__ = ["REGISTRY", "RULER", "Prompt", "Task", "TooShort", "Unfit", "find", "names", "task"]
 
 for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")

@@ -8,95 +8,21 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_longctx.measure.controls import CONTROLS
 from hf_longctx.measure.haystack import Haystack, open_haystack, unique_share
 from hf_longctx.measure.overlap import literal_overlap
 from hf_longctx.measure.prompts import STYLES, Codec, template_halves
 
+from .draft import Draft, Material, TooShort
 from .scoring import RULES, score
 
 REGISTRY: dict[str, Task] = {}
 """Every task by its name, in the order of their files' names."""
-
-
-class TooShort(ValueError):
-    """The length has no room for the task: such a prompt is invalid, never wrong."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What stands between instruction and question.
-
-    Attributes:
-        ids: token ids.
-        needles: first token and end of each thing that the answer needs, in tokens from the context's start.
-        padding: line feeds in front of the context, where it is made of whole pieces that do not fill the room.
-    """
-
-    ids: tuple[int, ...]
-    needles: tuple[tuple[int, int], ...] = ()
-    padding: int = 0
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a task draws for one prompt.
-
-    Attributes:
-        instruction: what the model is told before the context.
-        question: what it is asked after the context.
-        prefix: how its answer begins.
-        expected: what the answer has to hold.
-        facts: the sentences that hold the answer; empty where all of the context does.
-        fill: given a number of tokens, the context of exactly that length; raises `TooShort`.
-    """
-
-    instruction: str
-    question: str
-    prefix: str
-    expected: tuple[str, ...]
-    facts: tuple[str, ...]
-    fill: Callable[[int], Context]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What a task may draw from.
-
-    Attributes:
-        codec: the tokenizer.
-        length: target length in tokens.
-        seed: the task's name and the seed, for generators of its own.
-        rng: seeded with them. The same draws must be made whatever `depth` and `control` are.
-        depth: where the fact stands that is asked for, from 0 to 1; None draws it.
-        control: whether that fact is left out.
-        haystack: what stands for natural text.
-        files: the user's file, for tasks over one.
-    """
-
-    codec: Codec
-    length: int
-    seed: str
-    rng: random.Random
-    depth: float | None
-    control: bool
-    haystack: Haystack
-    files: Path | None
-
-    def sentences(self, haystack: str | None = None) -> Iterator[str]:
-        """Sentences without end: natural text, or a haystack that the task's definition names."""
-        source = self.haystack if haystack is None else open_haystack(haystack)
-        return source.sentences(f"{self.seed}/haystack")
-
-    def depths(self, count: int) -> list[float]:
-        """Depths of `count` facts, drawn from 40 even steps without replacement as in RULER; the first is `depth`."""
-        steps = [index / 39 for index in range(40)]
-        drawn = self.rng.sample(steps, count) if count <= 40 else [self.rng.random() for _ in range(count)]
-        return drawn if self.depth is None else [self.depth, *drawn[1:]]
 
 
 @dataclass(frozen=True)
@@ -118,7 +44,8 @@ class Prompt:
         unique_share: share of runs of 8 tokens that differ from all earlier ones.
         overlap: share of the question's content words that the planted facts hold; None where nothing is planted.
         padding: line feeds in front of the context.
-        control: whether what is asked for was left out.
+        control: one of `CONTROLS`, or None.
+        whole: whether an expected string must stand alone in the answer.
     """
 
     task: str
@@ -135,11 +62,17 @@ class Prompt:
     unique_share: float
     overlap: float | None
     padding: int
-    control: bool
+    control: str | None
+    whole: bool
 
     def score(self, answer: str) -> float:
-        """The score of an answer, from 0 to 1."""
-        return score(answer, self.expected, self.rule)
+        """The score of an answer, from 0 to 1; for a wrong key, the one that a fooled scorer would give."""
+        return score(answer, self.expected, self.rule, whole=self.whole)
+
+    def settled(self, begun: str) -> bool:
+        """Whether an answer that may go on has its full score already, whatever follows."""
+        # What ends a word at the last character may yet be the beginning of a longer one.
+        return self.score(begun) == 1.0 and (not self.whole or self.score(begun[:-1]) == 1.0)
 
 
 @dataclass(frozen=True)
@@ -153,8 +86,9 @@ class Task:
         rule: `all` or `any`.
         budget: most answer tokens.
         source: paper and definition.
-        control: whether leaving the asked fact out gives a question without an answer.
+        control: whether there are questions without an answer; where all of the text is the answer there are none.
         files: the form of the user's file that it needs, or None.
+        sample: gives what such a file may hold, a small one of our own writing: to look at, not to score.
     """
 
     name: str
@@ -165,6 +99,12 @@ class Task:
     source: str
     control: bool = True
     files: str | None = None
+    sample: Callable[[], Any] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether an expected string must stand alone in the answer; RULER's own rule takes any substring."""
+        return not self.source.startswith("RULER")
 
     def __call__(
         self,
@@ -176,7 +116,7 @@ class Task:
         style: str = "prefix",
         haystack: str | Haystack | None = None,
         files: str | Path | None = None,
-        control: bool = False,
+        control: str | None = None,
     ) -> Prompt:
         """A prompt. The same arguments give the same ids, in any process.
 
@@ -189,18 +129,21 @@ class Task:
             haystack: what stands for natural text, in tasks whose definition asks for some: `kjv`, `prose` (None),
                 `filler` or a folder.
             files: the user's file, for tasks over one.
-            control: leave the asked fact out; nothing right can be said.
+            control: one of `CONTROLS`: leave the asked fact out, or ask for a key that was never planted. Nothing
+                right can be said then.
 
         Returns:
             The prompt.
 
         Raises:
-            TooShort: if the length has no room for it.
-            ValueError: for a depth outside 0 to 1, an unknown style, a missing file, or a control that the task has
-                not.
+            Unfit: if there is no such prompt; `TooShort` where the length has no room for it.
+            ValueError: for a depth outside 0 to 1, an unknown style, a missing file, or a control that does not exist
+                or that the task has not.
         """
         if depth is not None and not 0 <= depth <= 1:
             raise ValueError(f"depth={depth!r}: it must be from 0 (the beginning) to 1 (the end)")
+        if control is not None and control not in CONTROLS:
+            raise ValueError(f"control={control!r} does not exist: choose one of {', '.join(CONTROLS)}, or None")
         if control and not self.control:
             raise ValueError(f"task {self.name!r} has no control: all of its text is the answer; leave control out")
         if self.files is not None and files is None:
@@ -222,7 +165,7 @@ class Task:
         if len(context.ids) != room:
             raise RuntimeError(f"task {self.name!r} filled {len(context.ids)} of {room} tokens: this is a bug of it")
         needles = tuple((start + len(head), end + len(head)) for start, end in context.needles)
-        planted = bool(material.facts) and not control
+        planted = bool(material.facts) and control is None
         ids = (*head, *context.ids, *tail)
         return Prompt(
             task=self.name,
@@ -240,11 +183,18 @@ class Task:
             overlap=round(literal_overlap(" ".join(material.facts), material.question), 4) if planted else None,
             padding=context.padding,
             control=control,
+            whole=self.whole,
         )
 
 
 def task(
-    *, rule: str, budget: int, source: str, control: bool = True, files: str | None = None
+    *,
+    rule: str,
+    budget: int,
+    source: str,
+    control: bool = True,
+    files: str | None = None,
+    sample: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[[Draft], Material]], Task]:
     """Register a function as the task of its name.
 
@@ -252,8 +202,9 @@ def task(
         rule: `all` or `any`.
         budget: most answer tokens.
         source: paper and definition.
-        control: whether the asked fact can be left out.
+        control: whether there are questions without an answer.
         files: the form of the user's file that it needs.
+        sample: gives what such a file may hold.
 
     Returns:
         A decorator that makes the function a `Task`; the first line of its docstring is the summary.
@@ -270,7 +221,7 @@ def task(
         if known is not None and known.draw.__module__ != draw.__module__:
             raise ValueError(f"task name {name!r} is taken by {known.draw.__module__}: choose another")
         summary = inspect.cleandoc(draw.__doc__ or name).splitlines()[0]
-        REGISTRY[name] = Task(name, summary, draw, rule, budget, source, control, files)
+        REGISTRY[name] = Task(name, summary, draw, rule, budget, source, control, files, sample)
         return REGISTRY[name]
 
     return register

@@ -13,8 +13,9 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from .base import Context, Draft, Material, task
-from .draws import words
+from .base import task
+from .draft import Context, Draft, Material
+from .draws import COMPOUNDS, words
 from .fill import grow
 
 _COMMON = 10
@@ -31,21 +32,17 @@ _PREFIX = f"The {_COMMON} words that come most often are:"
 def common_words(draft: Draft) -> Material:
     """The ten words of a list that occur 30 times among others that occur 3 times (6 and 1 below 4K)."""
     long = draft.length >= _LONG
-    drawn = list(words(draft.rng))
+    drawn = words(draft.rng)
     size, often, seldom = _EXAMPLE[long]
-    example, pool = drawn[:size], drawn[size:]
-    common, others = pool[:_COMMON], pool[_COMMON:]
+    example, common = (list(itertools.islice(drawn, count)) for count in (size, _COMMON))
+    others: list[str] = []
 
     def text(count: int) -> str:
-        if count > len(others):
-            raise ValueError(
-                f"length={draft.length}: the list needs more than the {len(drawn)} words there are: choose a shorter "
-                "length"
-            )
+        others.extend(itertools.islice(drawn, max(0, count - len(others))))
         return _list(common, others[:count], _TIMES[long], f"{draft.seed}/order/{count}")
 
     def fill(room: int) -> Context:
-        return grow(draft.codec, text, 1, room)
+        return grow(draft.codec, text, 1, room, most=COMPOUNDS - size - _COMMON)
 
     shown = _list(example[:_COMMON], example[_COMMON:], (often, seldom), f"{draft.seed}/example")
     answer = " ".join(f"{number}. {word}" for number, word in enumerate(example[:_COMMON], start=1))

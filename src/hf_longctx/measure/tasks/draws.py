@@ -21,6 +21,12 @@ NAMES = tuple(_NAMES.split())
 
 _FIRST = tuple(dict.fromkeys((*ADJECTIVES, *NOUNS, *prose.LOOKS, *prose.THINGS)))
 _SECOND = tuple(dict.fromkeys((*NOUNS, *prose.THINGS)))
+_JOINTS = "and under over beside behind near without upon around beyond against before toward"
+_BETWEEN = ("", *_JOINTS.split())
+"""What joins the two parts of a compound; one that joins with nothing is used up first."""
+
+COMPOUNDS = len(_BETWEEN) * sum(first != second for first in _FIRST for second in _SECOND)
+"""How many different words `words` gives."""
 
 
 def keys(rng: random.Random) -> Iterator[str]:
@@ -39,9 +45,16 @@ def keys(rng: random.Random) -> Iterator[str]:
 
 
 def words(rng: random.Random) -> Iterator[str]:
-    """Distinct closed compounds such as `lanternbridge`, about 10,000 of them, in random order; then it ends."""
-    pairs = [f"{first}{second}" for first in _FIRST for second in _SECOND if first != second]
-    yield from rng.sample(pairs, len(pairs))
+    """Distinct closed compounds, `COMPOUNDS` of them, then it ends; none is part of another.
+
+    The first 10,000 are such as `lanternbridge`; once they are used up, such as `lanternunderbridge` follow.
+
+    >>> next(words(random.Random(0))), COMPOUNDS
+    ('walnutbench', 140700)
+    """
+    for between in _BETWEEN:
+        joined = [f"{first}{between}{second}" for first in _FIRST for second in _SECOND if first != second]
+        yield from rng.sample(joined, len(joined))
 
 
 def letters(rng: random.Random, size: int, *, upper: bool = False) -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hf_longctx.measure.placement import lay
 from hf_longctx.measure.prompts import Codec
 
-from .base import Context, TooShort
+from .draft import Context, TooShort, Unfit
 
 
 def hide(
@@ -77,7 +78,7 @@ def stack(
 
     Raises:
         TooShort: if the asked pieces alone do not fit.
-        ValueError: if the pieces end before the room is full.
+        Unfit: if the pieces end before the room is full.
     """
     opens, joint, closes = (codec.encode(text) for text in (opening, between, closing))
 
@@ -97,7 +98,7 @@ def stack(
         rows.append(ids)
         used += more
     else:
-        raise ValueError(
+        raise Unfit(
             f"all there is, {len(rows) + len(wanted)} pieces, fills {used} of {room} tokens: choose a shorter length "
             "or give more text"
         )
@@ -116,35 +117,50 @@ def stack(
     return Context(tuple(out), tuple(where[index] for index in range(len(wanted))), len(padding))
 
 
-def grow(codec: Codec, text: Callable[[int], str], least: int, room: int) -> Context:
+def grow(codec: Codec, text: Callable[[int], str], least: int, room: int, *, most: int | None = None) -> Context:
     """The longest text of a growing kind that fits, padded in front.
 
     Args:
         codec: the tokenizer.
-        text: a size to a text; a larger size gives a longer text. Raises ValueError past the largest.
+        text: a size to a text; a larger size gives a longer text.
         least: the smallest size.
         room: tokens to fill.
+        most: the largest size, where there is one.
 
     Returns:
         The context.
 
     Raises:
         TooShort: if the smallest does not fit.
+        Unfit: if the largest leaves room for more.
     """
 
     def ids(size: int) -> list[int]:
         return codec.spell(text(size))
 
-    smallest = len(ids(least))
-    if smallest > room:
-        raise TooShort(f"the smallest text takes {smallest} tokens and {room} are free: choose a longer length")
-    low, high = least, 2 * least
-    while len(ids(high)) <= room:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if len(ids(middle)) <= room else (low, middle)
-    found = ids(low)
+    low, found = least, ids(least)
+    if len(found) > room:
+        raise TooShort(f"the smallest text takes {len(found)} tokens and {room} are free: choose a longer length")
+    high, over = low, 0
+    while over <= room:
+        if high == most:
+            raise Unfit(f"the longest text there is takes {over} of {room} tokens: choose a shorter length")
+        high = 2 * high if most is None else min(2 * high, most)
+        grown = ids(high)
+        over = len(grown)
+        if over <= room:
+            low, found = high, grown
+    # Sizes are nearly proportional to tokens, so guess by that, and halve in turn: each look writes a whole text.
+    for look in itertools.count():
+        if high - low <= 1:
+            break
+        guess = low + (room - len(found)) * (high - low) // (over - len(found))
+        middle = (low + high) // 2 if look % 3 == 2 else min(max(guess, low + 1), high - 1)
+        grown = ids(middle)
+        if len(grown) <= room:
+            low, found = middle, grown
+        else:
+            high, over = middle, len(grown)
     padding = pad(codec, room - len(found))
     return Context((*padding, *found), padding=len(padding))
 

@@ -13,7 +13,8 @@ import itertools
 import math
 import random
 
-from .base import Context, Draft, Material, TooShort, task
+from .base import task
+from .draft import Context, Draft, Material, TooShort
 from .draws import letters
 from .fill import grow
 

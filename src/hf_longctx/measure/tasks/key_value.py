@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from hf_longctx.measure.needles import draw_value
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .draws import distinct
 from .fill import stack
 
@@ -23,16 +24,17 @@ from .fill import stack
 def key_value(draft: Draft) -> Material:
     """The value of one key of a JSON object of UUID pairs."""
     (depth,) = draft.depths(1)
-    key, value = (draw_value("uuid", draft.rng) for _ in range(2))
+    key, value, other = (draw_value("uuid", draft.rng) for _ in range(3))
+    asked_key = other if draft.wrong_key else key
 
     def fill(room: int) -> Context:
-        asked = [] if draft.control else [(_pair(key, value), depth)]
+        asked = [(_pair(key, value), depth)] if draft.planted else []
         return stack(draft.codec, _pairs(draft.seed), asked, room, opening="{", between=",\n ", closing="}")
 
     return Material(
         instruction="Read the value of one key in the JSON object below.",
-        question=f'Which value has the key "{key}"?',
-        prefix=f'"{key}": "',
+        question=f'Which value has the key "{asked_key}"?',
+        prefix=f'"{asked_key}": "',
         expected=(value,),
         facts=(_pair(key, value),),
         fill=fill,

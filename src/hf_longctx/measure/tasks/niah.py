@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hf_longctx.measure.needles import draw_value
 
-from .base import Context, Draft, Material
+from .draft import Context, Draft, Material
 from .draws import distinct, keys
 from .fill import hide, stack
 
@@ -43,24 +43,25 @@ def needles(
         asked: how many keys are asked for.
     """
     rng, kind = draft.rng, _KINDS[value]
-    names = keys(rng) if key == "words" else distinct(lambda: draw_value("uuid", rng))
-    drawn = distinct(lambda: draw_value(value, rng))
+    names = draft.unseen(keys(rng) if key == "words" else distinct(lambda: draw_value("uuid", rng)), haystack)
+    drawn = draft.unseen(distinct(lambda: draw_value(value, rng)), haystack)
     owners = list(itertools.islice(names, keys_))
     facts = [(owner, next(drawn)) for owner in owners for _ in range(values)]
     wanted = asked * values
     depths = draft.depths(len(facts))
+    strangers = list(itertools.islice(names, asked))
     sentences = [_sentence(owner, found, kind) for owner, found in facts]
-    planted = sentences[wanted:] if draft.control else sentences
-    where = depths[wanted:] if draft.control else depths
-    count = 0 if draft.control else wanted
+    first, count = (0, wanted) if draft.planted else (wanted, 0)
+    planted, where = sentences[first:], depths[first:]
 
     def fill(room: int) -> Context:
         if not needle_haystack:
             return hide(draft.codec, draft.sentences(haystack), planted, where, room, asked=count)
-        others = _others(draft.seed, key, value, kind, without=set(owners) | {found for _, found in facts})
+        taken = {*owners, *strangers, *(found for _, found in facts)}
+        others = _others(draft.seed, key, value, kind, without=taken)
         return stack(draft.codec, others, list(zip(planted, where))[:count], room)
 
-    named = owners[:asked]
+    named = strangers if draft.wrong_key else owners[:asked]
     listed = named[0] if asked == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
     several = wanted > 1
     verb, noun = ("are", f"{kind}s") if several else ("is", kind)

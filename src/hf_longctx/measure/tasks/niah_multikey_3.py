@@ -9,7 +9,8 @@ What is the secret code of b232b292-037d-42f1-80d7-a3d84c2f25a6? -> 2d1e6e83-72a
 
 from __future__ import annotations
 
-from .base import Draft, Material, task
+from .base import task
+from .draft import Draft, Material
 from .niah import BUDGET, SOURCE, needles
 
 

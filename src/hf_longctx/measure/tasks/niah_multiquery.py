@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from .base import Draft, Material, task
+from .base import task
+from .draft import Draft, Material
 from .niah import BUDGET, SOURCE, needles
 
 

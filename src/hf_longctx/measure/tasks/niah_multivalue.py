@@ -9,7 +9,8 @@ What are the secret numbers of amber-glacier, all of them? -> 6196934 4479240 39
 
 from __future__ import annotations
 
-from .base import Draft, Material, task
+from .base import task
+from .draft import Draft, Material
 from .niah import BUDGET, SOURCE, needles
 
 

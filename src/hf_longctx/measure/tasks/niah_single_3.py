@@ -9,7 +9,8 @@ What is the secret code of jagged-ribbon? -> f3e54bc3-a35b-4890-8655-54ef14bcd99
 
 from __future__ import annotations
 
-from .base import Draft, Material, task
+from .base import task
+from .draft import Draft, Material
 from .niah import BUDGET, SOURCE, needles
 
 

@@ -9,7 +9,8 @@ What is the pass key? -> 51815
 
 from __future__ import annotations
 
-from .base import Context, Draft, Material, task
+from .base import task
+from .draft import Context, Draft, Material
 from .fill import hide
 
 
@@ -19,15 +20,16 @@ def passkey(draft: Draft) -> Material:
     value = str(draft.rng.randrange(10_000, 100_000))
     fact = f"The pass key is {value}. Keep it in mind: {value} is the pass key."
     depths = draft.depths(1)
+    key = "locker number" if draft.wrong_key else "pass key"
 
     def fill(room: int) -> Context:
-        planted = [] if draft.control else [fact]
+        planted = [fact] if draft.planted else []
         return hide(draft.codec, draft.sentences("filler"), planted, depths[: len(planted)], room, asked=len(planted))
 
     return Material(
         instruction="A lot of idle text follows, and a pass key somewhere in it. Find the pass key.",
-        question="What is the pass key?",
-        prefix="The pass key is",
+        question=f"What is the {key}?",
+        prefix=f"The {key} is",
         expected=(value,),
         facts=(fact,),
         fill=fill,

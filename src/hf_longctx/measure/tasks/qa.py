@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -10,7 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .base import Context, Draft, Material
+from hf_longctx.measure.prose import LOOKS, THINGS, sentences
+
+from .draft import Context, Draft, Material, Unfit
+from .draws import NAMES
 from .fill import stack
 
 BUDGET = 32
@@ -53,12 +57,17 @@ def about_documents(draft: Draft, read: Reader, form: str) -> Material:
     order = [index for index in range(len(corpus.documents)) if index not in question.documents]
     random.Random(f"{draft.seed}/others").shuffle(order)
     gold = list(zip((corpus.documents[index] for index in question.documents), depths))
+    asked, expected = question.text, question.answers
+    if draft.wrong_key:
+        stranger = _stranger(corpus, question, draft.rng)
+        asked, expected = stranger.text, tuple(one for one in expected if one not in stranger.answers)
+        order = [index for index in order if index not in stranger.documents]
 
     def fill(room: int) -> Context:
         return stack(
             draft.codec,
             (corpus.documents[index] for index in order),
-            [] if draft.control else gold,
+            gold if draft.planted else [],
             room,
             title=lambda number: f"Document {number}:\n",
             between="\n\n",
@@ -66,12 +75,42 @@ def about_documents(draft: Draft, read: Reader, form: str) -> Material:
 
     return Material(
         instruction="Answer the question from the documents below, with the answer alone.",
-        question=f"Question: {question.text}",
+        question=f"Question: {asked}",
         prefix="Answer:",
-        expected=question.answers,
+        expected=expected,
         facts=tuple(text for text, _ in gold),
         fill=fill,
     )
+
+
+def _stranger(corpus: Corpus, question: Question, rng: random.Random) -> Question:
+    """Another question of the file, over other documents and with another answer: a key that is not in the text."""
+    for one in rng.sample(corpus.questions, len(corpus.questions)):
+        if not set(one.documents) & set(question.documents) and set(question.answers) - set(one.answers):
+            return one
+    raise Unfit("the file has no other question over other documents to ask in place of the right one")
+
+
+_PLAIN = 300
+
+
+def sample_trades() -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Text for samples, of our own writing: people with what they mend, and documents that tell of nobody.
+
+    Returns:
+        (name, document, thing) of each person, and the other documents.
+
+    >>> people, others = sample_trades()
+    >>> people[0][1].split(".")[0], people[0][2]
+    ('Aldous mends every wooden basket of the village', 'basket')
+    """
+    prose = sentences("sample")
+    things = zip(itertools.cycle(LOOKS), itertools.cycle(THINGS))
+    people = [
+        (name, f"{name} mends every {look} {thing} of the village. {next(prose)}", thing)
+        for name, (look, thing) in zip(NAMES, things)
+    ]
+    return people, [f"{next(prose)} {next(prose)}" for _ in range(_PLAIN)]
 
 
 @lru_cache(maxsize=4)

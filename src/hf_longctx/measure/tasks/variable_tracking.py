@@ -10,11 +10,11 @@ Which variables of the text have the value 74675? Name all 5. -> MWGEZ CHJVJ NGA
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from .base import Context, Draft, Material, task
-from .draws import letters
+from .base import task
+from .draft import Context, Draft, Material
+from .draws import distinct, letters
 from .fill import hide
 
 _NAMES = 5
@@ -25,8 +25,9 @@ _EXAMPLE_SENTENCES = 10
 def variable_tracking(draft: Draft) -> Material:
     """Every variable that a chain of four assignments gives one value, in repeated filler; one example first."""
     rng = draft.rng
-    names = letters(rng, 5, upper=True)
-    (example_value, example), (value, chain) = (_chain(rng, names) for _ in range(2))
+    names = draft.unseen(letters(rng, 5, upper=True), "filler")
+    values = distinct(lambda: str(rng.randrange(10_000, 100_000)))
+    (example_value, example), (value, chain) = ((next(values), list(itertools.islice(names, _NAMES))) for _ in "ab")
     # A chain is read from its beginning: sorted depths keep it in order, and the first is the one that was asked for.
     first, *rest = draft.depths(_NAMES)
     depths = (
@@ -35,9 +36,11 @@ def variable_tracking(draft: Draft) -> Material:
         else sorted([first, *rest])
     )
     facts = _statements(chain, value)
+    other = next(values)
+    asked = other if draft.wrong_key else value
 
     def fill(room: int) -> Context:
-        planted = [] if draft.control else facts
+        planted = facts if draft.planted else []
         return hide(draft.codec, draft.sentences("filler"), planted, depths[: len(planted)], room, asked=len(planted))
 
     shown = list(itertools.islice(draft.sentences("filler"), _EXAMPLE_SENTENCES))
@@ -47,16 +50,12 @@ def variable_tracking(draft: Draft) -> Material:
         instruction="Follow the assignments of variables that are hidden in a text.\n\n"
         f"{' '.join(shown)}\n\n{_question(example_value)}\n{_prefix(example_value)} {', '.join(example)}.\n\n"
         "Now another text.",
-        question=_question(value),
-        prefix=_prefix(value),
+        question=_question(asked),
+        prefix=_prefix(asked),
         expected=tuple(chain),
         facts=tuple(facts),
         fill=fill,
     )
-
-
-def _chain(rng: random.Random, names: Iterator[str]) -> tuple[str, list[str]]:
-    return str(rng.randrange(10_000, 100_000)), list(itertools.islice(names, _NAMES))
 
 
 def _statements(chain: Sequence[str], value: str) -> list[str]:

@@ -1,0 +1,144 @@
+"""Negative controls: questions without a right answer, which tell what a score is worth.
+
+Each is a scored question with one thing changed, scored against the very value that the scored question expects:
+
+- `no-needle`: the fact is not in the text. Hits come from guessing, from what the model knew before, or from a scoring
+  that is too lenient.
+- `wrong-key`: the fact is in the text, and the question is for a key of the same kind that was never planted. Nothing
+  said is right. Hits come from a model that says the value it sees whatever is asked: the rate is the part of the
+  score that does not depend on the question.
+
+Both must be about 0. Where one is not, the score cannot be trusted. With a single value in the text a wrong key is a
+severe test: many models say that value. Then the score tells that a value is found, not that the one asked for is; a
+task with several keys tells that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .wilson import wilson
+
+NO_NEEDLE, WRONG_KEY = "no-needle", "wrong-key"
+CONTROLS = (NO_NEEDLE, WRONG_KEY)
+"""The controls by name."""
+
+LIMIT = 0.05
+"""Share of unanswerable questions a model may seem to answer before its score is no longer believed."""
+
+_ANSWERED = {
+    NO_NEEDLE: 'questions about a needle that was never there were "answered"',
+    WRONG_KEY: "questions for a key that was never there were given another key's value",
+}
+_MEANS = {
+    NO_NEEDLE: "it names values that were never planted",
+    WRONG_KEY: "it names a planted value whatever is asked",
+}
+
+
+def kind_of(control: str | None, task: str = "") -> str:
+    """What a row's `kind` is: the task's name, or the control before it; rows of needle runs name no task.
+
+    >>> [kind_of(control, "passkey") for control in (None, *CONTROLS)], kind_of("wrong-key")
+    (['passkey', 'control passkey', 'control-wrong-key passkey'], 'control-wrong-key')
+    """
+    # The control without a needle was the only one once, and its rows say no more than `control`.
+    word = {None: "", NO_NEEDLE: "control", WRONG_KEY: "control-wrong-key"}[control]
+    return f"{word} {task}".strip()
+
+
+def control_of(row: Mapping[str, Any]) -> str | None:
+    """Which control a row is, or None for one that is scored.
+
+    >>> control_of({"kind": "control passkey"}), control_of({"kind": "control-wrong-key"}), control_of({"kind": "vt"})
+    ('no-needle', 'wrong-key', None)
+    """
+    word = str(row.get("kind", "")).partition(" ")[0]
+    return {kind_of(name): name for name in CONTROLS}.get(word)
+
+
+def is_control(row: Mapping[str, Any]) -> bool:
+    """Whether a row asks for what was never there.
+
+    >>> is_control({"kind": "control niah_single_1"}), is_control({"kind": "needle"})
+    (True, False)
+    """
+    return control_of(row) is not None
+
+
+def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether the controls leave the score believable.
+
+    Args:
+        rows: Rows of one variant; all but the scored ones of a control are passed over. Any score above 0 is a hit.
+
+    Returns:
+        ``{"trusted", "note", "no-needle", "wrong-key"}``: each control has ``n``, ``hits``, ``low`` and ``high`` (95%
+        Wilson); ``trusted`` is False if the lower bound of one is above `LIMIT`, None if no control was scored, else
+        True. A run of an earlier version has no wrong key, and is judged by the other alone.
+
+    Examples:
+        >>> grade([{"kind": "control", "outcome": "hit"}] * 3)["note"]
+        '3 of 3 questions about a needle that was never there were "answered": its score cannot be trusted'
+        >>> grade([{"kind": "control", "outcome": "miss"}] * 3)["trusted"]
+        True
+        >>> found = grade([{"kind": "control-wrong-key vt", "outcome": "miss", "score": 0.2}] * 3)
+        >>> found["trusted"], found["wrong-key"]["hits"], found["no-needle"]["n"]
+        (False, 3, 0)
+    """
+    scored: dict[str, list[bool]] = {name: [] for name in CONTROLS}
+    for row in rows:
+        name = control_of(row)
+        if name is not None and row["outcome"] != "invalid":
+            scored[name].append(row["outcome"] == "hit" or (row.get("score") or 0.0) > 0)
+    found: dict[str, Any] = {}
+    for name, hits in scored.items():
+        low, high = wilson(sum(hits), len(hits))
+        found[name] = {"n": len(hits), "hits": sum(hits), "low": low, "high": high}
+    asked = [name for name in CONTROLS if found[name]["n"]]
+    failed = [name for name in asked if found[name]["low"] > LIMIT]
+    if not asked:
+        return {"trusted": None, "note": "no control was scored", **found}
+    counts = {name: f"{found[name]['hits']} of {found[name]['n']} {_ANSWERED[name]}" for name in asked}
+    if failed:
+        note = f"{' and '.join(counts[name] for name in failed)}: its score cannot be trusted"
+        return {"trusted": False, "note": note, **found}
+    return {"trusted": True, "note": "; ".join(counts.values()), **found}
+
+
+def failed(control: Mapping[str, Any]) -> list[str]:
+    """The controls that take the trust away.
+
+    Args:
+        control: from `grade`; what an earlier version wrote failed in the only control there was.
+
+    >>> failed(grade([{"kind": "control-wrong-key", "outcome": "hit"}] * 3)), failed({"trusted": False, "hits": 3})
+    (['wrong-key'], ['no-needle'])
+    """
+    if control.get("trusted") is not False:
+        return []
+    found = [name for name in CONTROLS if control.get(name, {}).get("low", 0.0) > LIMIT]
+    return found or [NO_NEEDLE]
+
+
+def meaning(names: Sequence[str]) -> str:
+    """What failed controls say of a model.
+
+    >>> meaning(["wrong-key"])
+    'it names a planted value whatever is asked'
+    """
+    return " and ".join(_MEANS[name] for name in names)
+
+
+def counts(control: Mapping[str, Any]) -> str:
+    """Both controls as hits of n, for a table.
+
+    >>> counts(grade([{"kind": "control", "outcome": "miss"}] * 3))
+    'no-needle 0/3, wrong-key not asked'
+    """
+    parts = []
+    for name in CONTROLS:
+        one = control.get(name, {"n": 0})
+        parts.append(f"{name} {one['hits']}/{one['n']}" if one["n"] else f"{name} not asked")
+    return ", ".join(parts)
