@@ -1,13 +1,12 @@
 """What every task promises, looped over the registry: a new file is tested without an edit here."""
 
 import hashlib
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fresh
 from hf_longctx.measure.haystack import unique_share
 from hf_longctx.measure.prompts import Codec
 from hf_longctx.measure.tasks import REGISTRY, TooShort, find, names
@@ -106,8 +105,7 @@ def test_the_same_prompt_in_another_process(files, tmp_path):
         f"    prompt = find(name)(WordTokenizer(), {LENGTH}, 7, files=given.get(name))\n"
         "    print(name, hashlib.sha256(repr(prompt).encode()).hexdigest())\n"
     )
-    arguments = [sys.executable, "-c", script, *(f"{name}={file}" for name, file in files.items())]
-    printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
+    printed = fresh.run(script, *(f"{name}={file}" for name, file in files.items()))
     prompts = [find(name)(WordTokenizer(), LENGTH, 7, files=files.get(name)) for name in names()]
     here = [f"{one.task} {hashlib.sha256(repr(one).encode()).hexdigest()}" for one in prompts]
     assert printed == here
