@@ -28,7 +28,7 @@ smoke: setup
 	$(BIN)/hf-longctx eval evals/smoke.yaml --out runs/smoke
 
 test: setup
-	$(BIN)/pytest -q -n auto --maxprocesses 4
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 slow: setup
 	$(BIN)/pytest -q -m slow

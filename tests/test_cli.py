@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -26,10 +26,14 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")))
 
 
-def test_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "hf_longctx", "patterns", "win:3"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: unknown attention pattern 'win'")
+def test_as_a_module(monkeypatch, capsys):
+    """What `python -m hf_longctx` runs, in this process."""
+    monkeypatch.setattr(sys, "argv", ["hf_longctx", "patterns", "win:3"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("hf_longctx", run_name="__main__", alter_sys=True)
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out) == (2, "")
+    assert err.startswith("error: unknown attention pattern 'win'")
 
 
 def test_patterns_draws_all_and_one(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -42,11 +43,12 @@ def feed(layer: EvictingLayer, count: int, mask: torch.Tensor | None = None) -> 
     return given
 
 
-def seen_by(pattern: Pattern, q: int) -> set[int]:
+@cache
+def seen_by(pattern: Pattern, q: int) -> frozenset[int]:
     """The keys that a query may see."""
     k = torch.arange(q + 1)
     heads = range(len(pattern.entries)) if isinstance(pattern, Heads) else range(1)
-    return {int(i) for h in heads for i in k[pattern.allows(torch.tensor([q]), k, head=h).expand(q + 1)]}
+    return frozenset(i for h in heads for i in k[pattern.allows(torch.tensor([q]), k, head=h).expand(q + 1)].tolist())
 
 
 @pytest.mark.parametrize("name", DROPPING)

@@ -235,7 +235,7 @@ def test_peft_reaches_the_mixers(tmp_path):
 
 @torch.no_grad()
 def test_compiled():
-    model, ids = hybrid("llama", "all"), tokens(1, 30)
+    model, ids = hybrid("llama", "all", num_hidden_layers=2), tokens(1, 30)
     expected = model(ids).logits
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+import fresh
 import hf_longctx
 from hf_longctx import patterns
 from hf_longctx.patterns import (
@@ -369,7 +367,4 @@ assert "diagonal" in names() and "diagonal" in dict(gallery())
 assert str(parse("diagonal:3+window:2")) == "diagonal:3+window:2"
 print(Diagonal(1).grid(3))
 """
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [". . .", "# . .", ". # ."]
+    assert fresh.run(script, package=package) == [". . .", "# . .", ". # ."]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 import torch
@@ -92,6 +93,7 @@ def test_the_wall_is_seen_on_the_bundled_model():
 def assert_close_to_model(model, length, dtype, run=measure):
     """What the prefill takes under standard attention is within 10% of the formula, and scores are most of it."""
     found = run(task(model, implementation="eager", length=length, dtype=dtype))
+    assert (found["outcome"], found["implementation"], len(found["prefill_seconds"])) == ("ok", "eager", 1)
     if found["working_bytes"] is None:
         pytest.skip("this system does not tell the high-water mark of a stretch of work")
     sizes = architecture(load_config(model))
@@ -339,14 +341,23 @@ def test_what_cannot_be_measured_has_the_modelled_figure(tmp_path, scripted, run
         assert f"{words} {decimal(modelled.peak_bytes)}" in err
 
 
-def test_a_process_of_its_own(tmp_path):
-    """Really another process: its figures come back, a time-out and a crash are told apart."""
-    model = saved(tmp_path)
-    assert module._child(task(model), 0.01) == {"outcome": "timeout", "reason": "not done after 0.01 seconds"}
-    found = module._child(task(model, implementation="eager"), 120)
-    assert found["outcome"] == "ok"
-    assert found["implementation"] == "eager"
-    assert len(found["prefill_seconds"]) == 1
+@pytest.mark.parametrize(
+    ("script", "outcome", "reason"),
+    [
+        ("sleep 9", "timeout", "not done after 0.2 seconds"),
+        ("kill -9 $$", "oom", "killed by the system"),
+        ("echo odd >&2; exit 3", "error", "exit code 3: odd"),
+    ],
+)
+def test_a_process_that_does_not_end_well(script, outcome, reason, tmp_path, monkeypatch):
+    """Really another process, if not Python's; what comes back from one that ends well is above."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    found = module._child(task("any"), 0.2 if outcome == "timeout" else 60)
+    assert found["outcome"] == outcome
+    assert found["reason"].startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,11 @@ def agree(row, nll, said, stock=None):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_agrees_with_a_full_forward(tokenizer, make_grid, tmp_path, family):
     model = build(family, vocab_size=len(tokenizer), max_position_embeddings=512)
-    run_needle(model, tokenizer, variants=[WINDOW], out=tmp_path, **SETTINGS)
+    run_needle(model, tokenizer, variants=[WINDOW], out=tmp_path, **SETTINGS | {"depths": 1})
     rows = rows_of(tmp_path)
     assert set(rows) == {(name, stop) for name in ("stock", "window") for stop in (200, 400)}
-    nll, stock = plain(model, tokenizer, make_grid)
-    far, said = plain(model, tokenizer, make_grid, {"attention": "window:8+global:4"})
+    nll, stock = plain(model, tokenizer, make_grid, depths=1)
+    far, said = plain(model, tokenizer, make_grid, {"attention": "window:8+global:4"}, depths=1)
     for stop in (200, 400):
         agree(rows["stock", stop], nll, stock)
         agree(rows["window", stop], far, said, stock)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from hf_longctx import describe, is_patched, patched
 from hf_longctx.cli.effective import effective, parse_budget, parse_files
 from hf_longctx.hf import loading
-from hf_longctx.measure import evaluate, subject
+from hf_longctx.measure import evaluate, report, subject
 from hf_longctx.measure.climb import run_effective
 from hf_longctx.measure.controls import CONTROLS, control_of
 from hf_longctx.measure.evaluate import Evaluation, run_tasks
@@ -69,7 +69,8 @@ def test_a_row_says_what_was_asked_and_found(model, tokenizer, tmp_path):
     assert summary["paired"][0]["lengths"][0]["prompts"] == 4
 
 
-def test_stopped_after_any_row_it_ends_with_the_same_rows(model, tokenizer, tmp_path):
+def test_stopped_after_any_row_it_ends_with_the_same_rows(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "attempt", lambda out: None)
     whole = run_tasks(model, tokenizer, out=tmp_path / "whole", **OPTIONS)
     out, stops, seen = tmp_path / "run", 0, []
 

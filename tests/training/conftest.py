@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from hf_longctx.training import corpus, extension_run
 from tiny_model import make_byte_tokenizer, make_tiny
+
+
+@pytest.fixture(autouse=True)
+def little_is_read(request, monkeypatch):
+    """Documents of a tenth, and 512 tokens for the loss to compare with; not where other processes read too."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(corpus, "_PROSE_SENTENCES", 100)
+        monkeypatch.setattr(extension_run, "_REFERENCE_TOKENS", 512)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_longctx as lc
+from hf_longctx.measure import needle
 from hf_longctx.training import RECIPES, extend, load_adapter
 from tiny_model import make_tiny
 
@@ -59,7 +61,8 @@ def test_the_result_loads_in_plain_transformers(tmp_path, tiny_folder, tune):
         assert (model(ids).logits - logits).abs().max() > 1e-4
 
 
-def test_needles_before_and_after_are_of_the_model_by_its_name(tmp_path, tiny_folder):
+def test_needles_before_and_after_are_of_the_model_by_its_name(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setattr(needle, "run_needle", functools.partial(needle.run_needle, depths=2, trials=1))
     record = extend(str(tiny_folder), out=tmp_path, needle=(700,), model_name="tiny", **QUICK | {"steps": 1})
     for when, variants in (("untrained", ["stock", "untrained"]), ("trained", ["stock"])):
         summary = json.loads((tmp_path / record["needle"][when] / "summary.json").read_text())

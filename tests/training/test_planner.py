@@ -14,11 +14,11 @@ import hf_longctx as lc
 from families import FAMILIES, build
 from hf_longctx.measure.public_models import config_of
 from hf_longctx.rope.text import read_length
-from hf_longctx.training import extend, plan
+from hf_longctx.training import extend, plan, planner
 from hf_longctx.training.activations import layer_tokens
 from hf_longctx.training.memory_model import held, kept_bytes, logits_bytes, moments
 from hf_longctx.training.tiled_loss import tile_loss, tile_rows, untile_loss
-from hf_longctx.training.trained_sizes import Setting, sizes
+from hf_longctx.training.trained_sizes import Setting, Sizes, sizes
 from hf_longctx.training.tuning import make_trainable, to_float32
 
 TUNES = ("lora", "lora-plus", "full")
@@ -26,6 +26,22 @@ TUNES = ("lora", "lora-plus", "full")
 TOKENS, RANK = 300, 4
 #: Families whose layers are exactly what the formula describes; the others differ by their own norms and fusions.
 EXACT = ("llama", "mistral", "qwen2")
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch):
+    """A model is counted by building it, which takes seconds: here once for each configuration."""
+
+    def remembered(config, tune, rank):
+        key = config.to_json_string(use_diff=False), tune, rank
+        if key not in COUNTED:
+            COUNTED[key] = sizes(config, tune, rank)
+        return COUNTED[key]
+
+    monkeypatch.setattr(planner, "sizes", remembered)
+
+
+COUNTED: dict[tuple[str, str, int], Sizes] = {}
 
 
 def setting(tune: str, **more) -> Setting:

@@ -5,13 +5,12 @@ import hashlib
 import itertools
 import random
 import re
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fresh
 from hf_longctx.measure.haystack import open_haystack, unique_share
 from hf_longctx.measure.needles import ADJECTIVES, NOUNS
 from hf_longctx.measure.prompts import Codec
@@ -135,8 +134,7 @@ def test_the_same_prompt_in_another_process(files, tmp_path):
         f"    prompt = find(name)(WordTokenizer(), {LENGTH}, 7, files=given.get(name))\n"
         "    print(name, hashlib.sha256(repr(prompt).encode()).hexdigest())\n"
     )
-    arguments = [sys.executable, "-c", script, *(f"{name}={file}" for name, file in files.items())]
-    printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
+    printed = fresh.run(script, *(f"{name}={file}" for name, file in files.items()))
     prompts = [find(name)(WordTokenizer(), LENGTH, 7, files=files.get(name)) for name in names()]
     here = [f"{one.task} {hashlib.sha256(repr(one).encode()).hexdigest()}" for one in prompts]
     assert printed == here
