@@ -12,14 +12,14 @@ TITLE = "Can the score be trusted?"
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """Control hits of each variant, and what they mean."""
-    if part.kind == "cost":
+    if not part.recall:
         return None
     return {"lines": [(name, entry["control"]) for name, entry in part.variants.items()]}
 
 
 def doubted(part: Part) -> list[tuple[str, str]]:
     """Variants whose score cannot be trusted, each with the reason: for the head of the page."""
-    if part.kind == "cost":
+    if not part.recall:
         return []
     return [(name, entry["control"]["note"]) for name, entry in part.variants.items() if is_doubted(entry)]
 
