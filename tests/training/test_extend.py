@@ -17,11 +17,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_longctx as lc
-from hf_longctx.measure import needle
+from hf_longctx.measure import needle, runs
 from hf_longctx.training import RECIPES, extend, load_adapter
+from hf_longctx.training.corpus import open_corpus
+from hf_longctx.training.dataset import held_out_ids
+from page_reader import read
 from tiny_model import make_tiny
 
 SMALL = {"data": "prose", "to": 128, "steps": 3, "batch": 2, "progress": False, "device": "cpu"}
+NAMES = ["base", "scaled-untrained", "trained"]
 QUICK = SMALL | {"measure": False}
 
 
@@ -36,7 +40,7 @@ def test_the_result_loads_in_plain_transformers(tmp_path, tiny_folder, tune):
     assert record == json.loads((tmp_path / "extend.json").read_text())
     assert len(losses(record)) == 3
     assert losses(record)[-1] < losses(record)[0]
-    assert record["perplexity"].keys() == {"stock", "untrained", "trained"}
+    assert list(record["perplexity"]) == NAMES
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.config.max_position_embeddings == 128
     assert model.config.rope_parameters["rope_type"] == "yarn"
@@ -61,14 +65,46 @@ def test_the_result_loads_in_plain_transformers(tmp_path, tiny_folder, tune):
         assert (model(ids).logits - logits).abs().max() > 1e-4
 
 
-def test_needles_before_and_after_are_of_the_model_by_its_name(tmp_path, tiny_folder, monkeypatch):
+def test_one_page_tells_all_three_models(tmp_path, tiny_folder, monkeypatch):
+    """Needles, perplexity, divergence, losses, card and command, each under the name of its model."""
     monkeypatch.setattr(needle, "run_needle", functools.partial(needle.run_needle, depths=2, trials=1))
-    record = extend(str(tiny_folder), out=tmp_path, needle=(700,), model_name="tiny", **QUICK | {"steps": 1})
-    for when, variants in (("untrained", ["stock", "untrained"]), ("trained", ["stock"])):
-        summary = json.loads((tmp_path / record["needle"][when] / "summary.json").read_text())
-        assert summary["model"] == f"tiny, {when}"
-        assert list(summary["variants"]) == variants
-        assert str(tiny_folder) not in (tmp_path / record["needle"][when] / "report.html").read_text()
+    given = SMALL | {"steps": 2, "learning_rate": 1e-2}
+    record = extend(
+        str(tiny_folder), out=tmp_path, needle=(700,), model_name="owner/tiny", command="extend TINY", **given
+    )
+    summary = json.loads((tmp_path / "needle" / "summary.json").read_text())
+    assert summary["model"] == "owner/tiny"
+    assert list(summary["variants"]) == list(record["needle"]) == NAMES
+    assert [entry["claimed"] for entry in summary["variants"].values()] == [64, 128, 128]
+    assert record["needle"]["trained"] == {"700": [0, 2]}
+    found = read(tmp_path)
+    wanted = ["damage1", "losses1", "card1", "maps2", "curves2", "pairs2", "plans2", "again"]
+    assert [name for name in found.sections if name in wanted] == wanted
+    text = (tmp_path / "report.html").read_text()
+    assert all(
+        name in text for name in (*NAMES, "extend TINY", "KL divergence from base", "owner/tiny for 128 tokens")
+    )
+    assert str(tiny_folder) not in text
+    assert [part.kind for part in runs.read(tmp_path).parts] == ["extension", "needle"]
+
+
+def test_divergence_is_that_of_full_forwards(tmp_path, tiny_folder, byte_tokenizer):
+    """KL(base || trained) within the old window, of every token there, and none beyond it."""
+    found = extend(str(tiny_folder), out=tmp_path, **SMALL | {"learning_rate": 3e-2})["perplexity"]
+    ids = torch.tensor([held_out_ids(open_corpus("prose"), byte_tokenizer, 128)])
+    with torch.no_grad():
+        p, q = (
+            AutoModelForCausalLM.from_pretrained(folder)(ids).logits[0].double().log_softmax(-1)
+            for folder in (tiny_folder, tmp_path)
+        )
+    kl = (p.exp() * (p - q)).sum(-1)
+    for row, base in zip(found["trained"], found["base"]):
+        inside = row["stop"] <= 64
+        places = torch.arange(max(row["start"], 1), row["stop"])
+        assert row["compared"] == (len(places) if inside else 0)
+        assert row["kl"] == (pytest.approx(float(kl[places - 1].mean()), rel=1e-3) if inside else None)
+        assert row["ratio"] == pytest.approx(row["perplexity"] / base["perplexity"])
+    assert found["trained"][0]["kl"] > 1e-3 > found["scaled-untrained"][0]["kl"] >= 0
 
 
 def test_too_little_held_out_text_is_said_before_training_and_in_the_card(tmp_path, tiny_folder, caplog):
@@ -81,7 +117,7 @@ def test_too_little_held_out_text_is_said_before_training_and_in_the_card(tmp_pa
     card = (tmp_path / "run" / "README.md").read_text()
     assert "Only 87 tokens of the data are held out, fewer than the window of 128" in card
     assert 'base_model: "owner/tiny"' in card
-    assert [row["tokens"] for row in record["perplexity"]["trained"]] == [31, 32, 23]
+    assert [row["tokens"] for row in record["perplexity"]["trained"]] == [15, 16, 32, 23]
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"text": "some text to train on"}\n' * 9 + '{"text": ""}\n')
     with pytest.raises(ValueError, match="holds out no text to measure on"):

@@ -53,7 +53,7 @@ def compare(first: Run, other: Run) -> dict[str, Any]:
         common = [name for name in a.variants if name in b.variants]
         if a.kind == "cost":
             document["cost"] += [line for name in common for line in _cost(a, b, name)]
-        else:
+        elif a.recall:
             document["recall"] += [line for name in common for line in _recall(a, b, name)]
             document["effective"] += [line for name in common for line in _effective(a, b, name)]
     return document

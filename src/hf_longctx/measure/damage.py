@@ -273,8 +273,7 @@ def summarise_damage(rows: Iterable[Mapping[str, Any]], *, variants: Sequence[st
         for row in sorted((row for row in given if row["variant"] == name), key=lambda row: row["stop"]):
             entry: dict[str, Any] = {"start": row["start"], "stop": row["stop"], "tokens": len(row["nll"])}
             entry |= _figure("perplexity", _mean(row["nll"]), exponent=True)
-            entry |= _figure("kl", _mean(row["kl"]))
-            entry["same"] = None if row["same"] is None else sum(row["same"]) / len(row["same"])
+            entry |= divergence(row["kl"], row["same"])
             base = stock.get(row["stop"])
             differences = None
             if base is not None and name != STOCK and base["places"] == row["places"]:
@@ -283,6 +282,22 @@ def summarise_damage(rows: Iterable[Mapping[str, Any]], *, variants: Sequence[st
             entry |= _figure("ratio", _mean(differences), exponent=True)
             found[name].append(entry)
     return found
+
+
+def divergence(kl: Sequence[float | None] | None, same: Sequence[int] | None) -> dict[str, float | None]:
+    """Mean KL of tokens with the ends of its 95% interval, and the share whose likeliest prediction is the same.
+
+    Args:
+        kl: of each token, in nats; None for no tokens, or one that is not finite.
+        same: of each token, 1 or 0.
+
+    Returns:
+        `kl`, `kl_low`, `kl_high` and `same`.
+
+    >>> divergence(None, None)
+    {'kl': None, 'kl_low': None, 'kl_high': None, 'same': None}
+    """
+    return _figure("kl", _mean(kl)) | {"same": None if not same else sum(same) / len(same)}
 
 
 def damage_lines(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -50,7 +50,7 @@ def run_needle(
     exact: bool = False,
     damage: bool = True,
     out: str | Path | None = None,
-    stock: bool = True,
+    stock: bool | str = True,
     progress: bool = True,
     on_row: OnRow | None = None,
     model_name: str | None = None,
@@ -79,7 +79,8 @@ def run_needle(
         exact: read every prompt afresh; slow, and gives the same answers.
         damage: whether the reading also tells perplexity and KL against stock by position (see `measure.damage`).
         out: the run's folder. A run that was stopped goes on there; None keeps nothing.
-        stock: whether the untouched model runs first.
+        stock: whether the untouched model runs first. A text is what it is called in place of `stock`; so the same
+            model before and after training can be variants of one run.
         progress: whether to show a bar, on a terminal.
         on_row: called with each new row.
         model_name: what the report calls the model; None takes the name it was loaded by.

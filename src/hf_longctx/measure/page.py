@@ -13,15 +13,20 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from hf_longctx.measure import heatmap, sections
+from hf_longctx.measure import extension, heatmap, sections
 from hf_longctx.measure.finding import cost_line, finding, verdict_line
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.machines import Machine, machines
-from hf_longctx.measure.runs import Part, Run
+from hf_longctx.measure.runs import EXTENSION, Part, Run
 from hf_longctx.measure.sections.control import doubted
 from hf_longctx.measure.sections.words import percent
 
-_EYEBROW = {"needle": "Needle in a haystack", "tasks": "Effective context", "cost": "Cost of context"}
+_EYEBROW = {
+    "needle": "Needle in a haystack",
+    "tasks": "Effective context",
+    "cost": "Cost of context",
+    EXTENSION: "Extended window",
+}
 
 
 def render(run: Run, overlay: Sequence[Mapping[str, Any]] = (), *, machine: Machine | None = None) -> str:
@@ -41,7 +46,7 @@ def render(run: Run, overlay: Sequence[Mapping[str, Any]] = (), *, machine: Mach
     many = len(run.parts) > 1
     return fill(
         "report.html.j2",
-        eyebrow=("Suite" if run.suite else "Recall and cost") if many else _EYEBROW[run.parts[0].kind],
+        eyebrow=_eyebrow(run),
         heading=run.name if run.suite else run.model,
         name=run.name,
         finding="" if many else _lead(run.parts[0]),
@@ -93,10 +98,19 @@ def _environment() -> Any:
     )
 
 
+def _eyebrow(run: Run) -> str:
+    first = run.parts[0].kind
+    if run.suite or len(run.parts) == 1 or first == EXTENSION:
+        return "Suite" if run.suite and len(run.parts) > 1 else _EYEBROW[first]
+    return "Recall and cost"
+
+
 def _lead(part: Part) -> str:
     """The sentence that the part begins with."""
     if part.kind == "needle":
         return finding(part.summary)
+    if part.kind == EXTENSION:
+        return extension.line(part.summary)
     return cost_line(part.rows) if part.kind == "cost" else ""
 
 
@@ -108,13 +122,13 @@ def _part(part: Part, overlay: Sequence[Any], many: bool) -> dict[str, Any]:
         "eyebrow": _EYEBROW[part.kind],
         "model": part.model,
         "finding": _lead(part) if many else "",
-        "verdicts": [] if part.kind == "cost" else [verdict_line(*item) for item in part.variants.items()],
+        "verdicts": [verdict_line(*item) for item in part.variants.items()] if part.recall else [],
         "doubted": doubted(part),
         "unfinished": _unfinished(part),
         "variants": len(part.variants),
         "lengths": lengths,
         "asked": sum(one["n"] for entry in part.variants.values() for one in entry.get("lengths", ())),
-        "unit": {"needle": "scored probes", "tasks": "scored trials", "cost": ""}[part.kind],
+        "unit": {"needle": "scored probes", "tasks": "scored trials"}.get(part.kind, ""),
         "haystack": str(haystack.get("label") or haystack.get("name") or ""),
         "unique_share": percent(haystack.get("unique_share")),
         "sections": sections.build(sections.PARTS, part, overlay),

@@ -93,10 +93,10 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ``(summary, rows)``, as `runs.Part` holds them.
 
     Raises:
-        ValueError: As `runs.read`, or for a folder that holds a cost run or a suite only.
+        ValueError: As `runs.read`, or for a folder that holds no questions.
     """
     for part in runs.read(run).parts:
-        if part.kind != "cost":
+        if part.recall:
             return dict(part.summary), [dict(row) for row in part.rows]
     raise ValueError(f"run={str(run)!r} holds no answers, only costs: give the folder of a needle run or of tasks")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import tally
+from . import extension, tally
 from .controls import is_control
 from .effective import Climb
 from .effective import summarise as climbed
@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 KINDS = ("needle", "tasks", "cost")
-"""What a part of a run measures."""
+"""What a part of a suite measures."""
+EXTENSION = "extension"
+"""The kind of the part that tells of an extended model; its record is the run's ``extend.json``."""
 _FIGURES = ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_bytes", "cache_bytes")
 SUITE = "suite.json"
 """The file that makes a folder a suite."""
@@ -38,7 +40,7 @@ class Part:
 
     Attributes:
         name: what a suite calls it, or its kind.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or `EXTENSION`.
         model: whose.
         summary: as in ``summary.json``, or ``cost.json`` for a cost run. For `needle` and `tasks` each of its
             ``variants`` has ``lengths`` (entries with ``length``, ``n``, ``score``, ``low``, ``high``), ``cells``,
@@ -56,6 +58,11 @@ class Part:
     def variants(self) -> Mapping[str, Mapping[str, Any]]:
         """Name to what the summary says of it."""
         return self.summary["variants"]
+
+    @property
+    def recall(self) -> bool:
+        """Whether it asks questions and scores the answers."""
+        return self.kind in ("needle", "tasks")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -93,19 +100,22 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """Read a folder that ``needle``, ``effective``, ``cost`` or ``eval`` wrote with ``--out``, finished or not.
+    """Read a folder that ``needle``, ``effective``, ``cost``, ``eval`` or ``extend`` wrote, finished or not.
 
     Args:
-        folder: with ``rows.jsonl``, ``cost.jsonl`` or both, or with ``suite.json``, whose parts are such folders.
+        folder: with ``rows.jsonl``, ``cost.jsonl`` or both; with ``suite.json``, whose parts are such folders; or with
+            ``extend.json``, beside a folder ``needle`` where the model was asked.
 
     Raises:
         ValueError: no folder, nothing of a run in it, no row yet, a broken line before the last, a broken file.
     """
-    hint = "give the folder that `hf-longctx needle`, `effective`, `cost` or `eval` wrote with --out"
+    hint = "give the folder that `hf-longctx needle`, `effective`, `cost`, `eval` or `extend` wrote with --out"
     if not folder.is_dir():
         raise ValueError(f"run={str(folder)!r}: no such folder; {hint}")
     if (folder / SUITE).is_file():
         return _suite(folder)
+    if (folder / extension.RECORD).is_file():
+        return _extended(folder)
     parts = _parts(folder)
     if not parts:
         found = [path.name for name in ("rows", "cost") for path in row_files(folder, name)]
@@ -224,6 +234,19 @@ def _suite(folder: Path) -> Run:
     if not parts:
         raise ValueError(f"run={str(folder)!r}: no part of the suite has a row yet; let the run answer a question")
     return Run(str(suite.get("name") or folder.resolve().name), tuple(parts), suite, tuple(waiting), True)
+
+
+def _extended(folder: Path) -> Run:
+    record, card = _object(folder / extension.RECORD), folder / "README.md"
+    try:
+        summary = extension.summary(record, card.read_text(encoding="utf-8") if card.is_file() else "")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"run={str(folder)!r}: {extension.RECORD} is not whole ({error!r}); run again") from error
+    inside = _parts(folder / "needle") if (folder / "needle").is_dir() else []
+    parts = [Part("extended window", EXTENSION, summary["model"], summary, ()), *inside]
+    facts = {key: inside[0].summary.get(key) for key in ("hardware", "started")} if inside else {}
+    facts |= {"versions": record.get("versions"), "command": record.get("command")}
+    return Run(folder.resolve().name, tuple(parts), facts)
 
 
 def _rows(folder: Path, name: str) -> list[Row]:

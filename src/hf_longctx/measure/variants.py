@@ -98,13 +98,16 @@ def _pairs(text: str) -> list[str]:
 
 
 def as_variants(
-    given: Iterable[str | Variant] | Mapping[str, Mapping[str, str]], *, stock: bool, loaded: Variant | None = None
+    given: Iterable[str | Variant] | Mapping[str, Mapping[str, str]],
+    *,
+    stock: bool | str,
+    loaded: Variant | None = None,
 ) -> tuple[Variant, ...]:
     """The variants of a run, `stock` first.
 
     Args:
         given: variants, their text form, or a mapping from a name to keyword arguments of `hf_longctx.patch` as text.
-        stock: whether the untouched model runs too.
+        stock: whether the untouched model runs too; a text is what it is called in place of `stock`.
         loaded: what the model was patched with when it was given, if it was; runs after `stock`. One that defines
             nothing is a model that cannot be unpatched, and runs alone.
 
@@ -129,7 +132,7 @@ def as_variants(
             "to patch: leave stock out (--no-stock, and --no-standard in cost; stock=False), name no variants, and "
             "measure the original by itself"
         )
-    variants: list[Variant] = [Variant(STOCK)] if stock else []
+    variants: list[Variant] = [Variant(STOCK if stock is True else stock)] if stock else []
     variants += [loaded] if loaded else []
     for item in given:
         if not isinstance(item, str | Variant):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_longctx.hf.loading import BUNDLED, DEMO
 
-#: What the measured models are called, in the order of the table.
-COLUMNS = {"stock": "base model", "untrained": "scaled, not trained", "trained": "this model"}
+#: The measured models in the order of the table: what a record calls them, and what the card does.
+COLUMNS = {"base": "base model", "scaled-untrained": "scaled, not trained", "trained": "this model"}
 
 
 def write_card(record: dict[str, Any]) -> str:
@@ -53,9 +53,24 @@ def perplexity_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]
         return [], []
     rows = []
     for index, first in enumerate(measured[names[0]]):
-        cells = [f"{measured[name][index]['perplexity']:.4g}" for name in names]
+        here = [measured[name][index] for name in names]
+        cells = [f"{one['perplexity']:.4g}" for one in here]
+        cells += ["" if one["kl"] is None else f"{one['kl']:.3g}" for one in here[1:]]
         rows.append([f"{first['start']:,} to {first['stop']:,}", f"{first['tokens']:,}", *cells])
-    return ["positions", "tokens", *(COLUMNS[name] for name in names)], rows
+    return [
+        "positions",
+        "tokens",
+        *(COLUMNS[one] for one in names),
+        *(f"KL, {COLUMNS[one]}" for one in names[1:]),
+    ], rows
+
+
+def needles_found(summary: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
+    """What a record keeps of a needle run: variant to length to [found, asked]."""
+    return {
+        name: {str(one["length"]): [one["hits"], one["n"]] for one in entry["lengths"]}
+        for name, entry in summary["variants"].items()
+    }
 
 
 def _name(record: dict[str, Any]) -> str:
@@ -96,20 +111,34 @@ def _training(record: dict[str, Any]) -> list[str]:
 
 def _measured(record: dict[str, Any]) -> list[str]:
     head, rows = perplexity_rows(record)
-    if not rows:
-        return ["Nothing was measured.\n"]
-    table = [head, ["---"] * len(head), *rows]
-    lines = ["Perplexity on held-out text of the same data, one reading, by position:\n"]
-    lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    lines = []
+    if rows:
+        lines = [
+            "Perplexity on held-out text of the same data, one reading, by position. Within the base model's window "
+            "also the KL divergence from it, in nats a token, over a sample of the tokens:\n",
+            *_table(head, rows),
+        ]
     tokens, window = record.get("held_out_tokens"), record["stages"][-1]["window"]
     if tokens is not None and tokens < window:
         lines.append(
             f"\nOnly {tokens:,} tokens of the data are held out, fewer than the window of {window:,}: beyond them "
             "nothing was measured."
         )
-    for name, folder in record.get("needle", {}).items():
-        lines.append(f"\nNeedle test, {COLUMNS[name]}: see `{folder}`.")
-    return [*lines, ""]
+    found: dict[str, dict[str, list[int]]] = record.get("needle", {})
+    if found:
+        names = [name for name in COLUMNS if name in found]
+        lengths = list(found[names[0]])
+        hits = [[f"{hit} of {n}" for hit, n in (found[one][length] for one in names)] for length in lengths]
+        lines.append("\nNeedles found in generated prose, by length of the prompt:\n")
+        lines += _table(
+            ["tokens", *(COLUMNS[name] for name in names)],
+            [[f"{int(length):,}", *cells] for length, cells in zip(lengths, hits)],
+        )
+    return [*lines, ""] if lines else ["Nothing was measured.\n"]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _loading(record: dict[str, Any]) -> list[str]:

@@ -98,7 +98,9 @@ def extend(
         command: how the user started this; kept for the card.
 
     Returns:
-        What `extend.json` says: `settings`, `stages` with their logs, `perplexity` of `stock`, `untrained`, `trained`.
+        What `extend.json` says: `settings`, `stages` with their logs, `perplexity` by position of `base`,
+        `scaled-untrained` and `trained`, with their divergence from the base model, and the `needle` test's hits.
+        `out` also holds the model card, `README.md`, and one page of all that was measured, `report.html`.
 
     Raises:
         ValueError: settings that cannot work, before anything is trained; a folder with another run; training gone
@@ -146,6 +148,7 @@ def extend(
     base = hub_id(name) or hub_id(loaded_by)
     run.save(
         trained_length=numbers.trained,
+        readable_length=numbers.max_positions,
         base_model=base,
         **origin(source=how.source, data=corpus.label, command=command),
     )
@@ -153,7 +156,7 @@ def extend(
     if named:
         model, tokenizer = _load(model, tuned, dtype, device, processes)
     was_cached = model.config.use_cache
-    work = ExtensionRun(run, model, tokenizer, corpus, how, tuned, numbers.trained, processes)
+    work = ExtensionRun(run, model, tokenizer, corpus, how, tuned, numbers, processes)
     work.before(planned, measure=measure, needle=needle)
     adapted = work.prepare(planned[0], attention, pose, tile=tile)
     work.train(
@@ -162,7 +165,7 @@ def extend(
     )  # fmt: skip
     model.config.use_cache = was_cached
     work.save(adapted, planned[-1], merge=merge)
-    work.after(planned[-1], measure=measure, needle=needle)
+    work.after(needle=needle)
     return run.record
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from hf_longctx.hf.adapters import save_adapter
 from hf_longctx.hf.patching import is_patched, patch, unpatch
+from hf_longctx.hf.rotary import RopeGeometry
 from hf_longctx.hf.saving import settle_rope
 
-from .card import write_card
+from .card import COLUMNS, needles_found, write_card
 from .checkpoints import bytes_of, check_disk
 from .corpus import Corpus
 from .dataset import PackedDataset, held_out_ids
+from .held_out import HeldOut, Row, token_losses
 from .recipes import Recipe, Stage
 from .run_folder import RunFolder
 from .stages import accumulation, carry_out, go_through
@@ -26,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 #: Tokens of training text that the model's own loss is taken from.
 _REFERENCE_TOKENS = 4096
+#: Where the needle test is, in the run's folder.
+NEEDLE = "needle"
+#: What is measured, in this order, and what the card and the page call it.
+BASE, UNTRAINED, TRAINED = COLUMNS
 
 
 class ExtensionRun:
@@ -39,56 +45,61 @@ class ExtensionRun:
         corpus: Corpus,
         recipe: Recipe,
         tuned: str,
-        trained: int,
+        numbers: RopeGeometry,
         processes: Any,
     ) -> None:
         self.run, self.model, self.tokenizer, self.corpus = run, model, tokenizer, corpus
-        self.recipe, self.tuned, self.trained, self.processes = recipe, tuned, trained, processes
+        self.recipe, self.tuned, self.numbers, self.processes = recipe, tuned, numbers, processes
         self.seed: int = run.record["settings"]["seed"]
         self.dtype = model.dtype
+        self._held: HeldOut | None = None
 
     # -- before and after
 
     def before(self, planned: tuple[Stage, ...], *, measure: bool, needle: tuple[int, ...]) -> None:
-        """Measure the model as it is and scaled without training, once."""
-        if measure and "held_out_tokens" not in self.run.record:
-            self.run.save(held_out_tokens=len(self._held_out(planned[-1].window)))
+        """Measure the model as it is and scaled without training, each once."""
+        final = planned[-1]
+        if measure:
+            self._held = self._held_out(final.window)
         if "reference_loss" not in self.run.record:
             self.run.save(reference_loss=self._reference_loss())
-        final = planned[-1]
-        if measure and "perplexity" not in self.run.record:
-            found = {"stock": self._perplexity(final.window)}
-            patch(self.model, rope=final.rope)
-            try:
-                found["untrained"] = self._perplexity(final.window)
-            finally:
-                unpatch(self.model)
-            self.run.save(perplexity=found)
-        if needle and self.processes.is_main_process and "untrained" not in self.run.record.get("needle", {}):
-            self._needle("untrained", needle, [f"untrained: rope={final.rope}"])
+        if self._held is not None:
+            known = self._perplexity()
+            self._keep(BASE, self._held.read_base(self.model, known.get(BASE)))
+            if UNTRAINED not in known:
+                patch(self.model, rope=final.rope)
+                try:
+                    self._keep(UNTRAINED, self._held.read(self.model, self._perplexity()[BASE]))
+                finally:
+                    unpatch(self.model)
+        if needle and UNTRAINED not in self.run.record.get("needle", {}):
+            self._needle(needle, stock=BASE, variants=[f"{UNTRAINED}: rope={final.rope}"])
 
-    def after(self, final: Stage, *, measure: bool, needle: tuple[int, ...]) -> None:
-        """Measure the model that was saved, and write its card."""
-        record = self.run.record
-        if measure:
-            self.run.save(perplexity=record["perplexity"] | {"trained": self._perplexity(final.window)})
-        if needle and self.processes.is_main_process:
-            self._needle("trained", needle, [])
+    def after(self, *, needle: tuple[int, ...]) -> None:
+        """Measure the model that was saved, and write its card and its page."""
+        if self._held is not None:
+            self._keep(TRAINED, self._held.read(self.model, self._perplexity()[BASE]))
+        if needle:
+            self._needle(needle, stock=TRAINED, variants=[])
         if self.processes.is_main_process:
-            (self.run.folder / "README.md").write_text(write_card(record), encoding="utf-8")
+            (self.run.folder / "README.md").write_text(write_card(self.run.record), encoding="utf-8")
         self.processes.wait_for_everyone()
         self.run.save(finished=True)
         if self.processes.is_main_process:
+            from hf_longctx.measure.report import attempt
+
+            attempt(self.run.folder)
             for checkpoint in self.run.folder.glob("stages/*/checkpoint-*"):
                 shutil.rmtree(checkpoint)
 
-    def _perplexity(self, window: int) -> list[dict[str, Any]]:
-        from .held_out import by_position, position_bins
+    def _perplexity(self) -> dict[str, list[Row]]:
+        return dict(self.run.record.get("perplexity", {}))
 
-        return by_position(self.model, self._held_out(window), position_bins(self.trained, window))
+    def _keep(self, name: str, rows: list[Row]) -> None:
+        self.run.save(perplexity=self._perplexity() | {name: rows})
 
-    def _held_out(self, window: int) -> list[int]:
-        """Ids of the text to measure on; a warning where it does not fill the window.
+    def _held_out(self, window: int) -> HeldOut:
+        """The text to measure on; a warning where it does not fill the window.
 
         Raises:
             ValueError: there is none.
@@ -104,30 +115,34 @@ class ExtensionRun:
                 "data=%r holds out %s tokens, fewer than the window of %s: perplexity beyond them is not measured; "
                 "give more text", self.corpus.name, f"{len(ids):,}", f"{window:,}",
             )  # fmt: skip
-        return ids
+        self.run.save(held_out_tokens=len(ids))
+        return HeldOut(ids, self.numbers.max_positions, window, self.seed)
 
-    def _needle(self, name: str, lengths: tuple[int, ...], variants: list[str]) -> None:
+    def _needle(self, lengths: tuple[int, ...], *, stock: str, variants: list[str]) -> None:
+        """Ask the model under another name: before and after training are variants of one needle run."""
         from hf_longctx.measure.needle import run_needle
 
-        folder = f"needle-{name}"
-        run_needle(
+        if not self.processes.is_main_process:
+            return
+        summary = run_needle(
             self.model,
             self.tokenizer,
             variants=variants,
             lengths=lengths,
             seed=self.seed,
-            out=self.run.folder / folder,
-            model_name=f"{self.run.record['settings']['model']}, {name}",
+            damage=False,  # the held-out text tells it, with the base model's logits from before training
+            out=self.run.folder / NEEDLE,
+            stock=stock,
+            model_name=self.run.record.get("base_model") or self.run.record["settings"]["model"],
+            command=self.run.record.get("command"),
         )
-        self.run.save(needle=self.run.record.get("needle", {}) | {name: folder})
+        self.run.save(needle=needles_found(summary))
 
     def _reference_loss(self) -> float:
         """The model's own loss on training text within its window."""
         import torch
 
-        from .held_out import token_losses
-
-        length = min(self.trained, _REFERENCE_TOKENS)
+        length = min(self.numbers.trained, _REFERENCE_TOKENS)
         short = PackedDataset(self.corpus, self.tokenizer, length, seed=self.seed)
         rows = itertools.islice(short, _REFERENCE_TOKENS // length)
         losses = [token_losses(self.model, row["input_ids"].tolist()) for row in rows]

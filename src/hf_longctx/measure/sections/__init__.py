@@ -13,12 +13,14 @@ from typing import Any
 
 from . import (
     again,
+    card,
     control,
     cost,
     curves,
     damage,
     effective,
     invalid,
+    losses,
     maps,
     misses,
     pairs,
@@ -30,7 +32,7 @@ from . import (
 )
 
 LEAD = (pareto,)
-PARTS = (maps, curves, effective, pairs, control, damage, cost, misses, invalid, plans, spent)
+PARTS = (maps, curves, effective, pairs, control, damage, losses, cost, misses, invalid, plans, spent, card)
 WALL = (wall,)
 TAIL = (published, again)
 

@@ -13,7 +13,7 @@ TITLE = "Can the score be trusted?"
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """Hits of each variant in each control, and what they mean."""
-    if part.kind == "cost":
+    if not part.recall:
         return None
     return {"controls": CONTROLS, "lines": [_line(name, entry["control"]) for name, entry in part.variants.items()]}
 
@@ -31,7 +31,7 @@ def _line(name: str, control: Mapping[str, Any]) -> dict[str, Any]:
 
 def doubted(part: Part) -> list[tuple[str, str]]:
     """Variants whose score cannot be trusted, each with the reason: for the head of the page."""
-    if part.kind == "cost":
+    if not part.recall:
         return []
     return [(name, entry["control"]["note"]) for name, entry in part.variants.items() if is_doubted(entry)]
 

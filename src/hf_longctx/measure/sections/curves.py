@@ -17,7 +17,7 @@ TITLE = "Recall by length"
 
 def build(part: Part, overlay: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """A panel a variant, on shared axes; lengths on a logarithmic scale."""
-    if part.kind == "cost":
+    if not part.recall:
         return None
     variants = part.variants
     tested = sorted({one["length"] for entry in variants.values() for one in entry["lengths"] if one["n"]})

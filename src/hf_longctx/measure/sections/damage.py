@@ -7,13 +7,14 @@ from typing import Any
 
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.plot import PLOT, across, dash, legend, length_ticks, marker, path, ticks, upwards
-from hf_longctx.measure.runs import Part
+from hf_longctx.measure.runs import EXTENSION, Part
+from hf_longctx.measure.variants import STOCK
 
 from .words import number
 
 TITLE = "Damage by position"
 
-_CHARTS = {"perplexity": "Perplexity", "kl": "KL divergence from stock, nats a token"}
+_CHARTS = {"perplexity": "Perplexity", "kl": "KL divergence from {first}, nats a token"}
 
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
@@ -22,7 +23,8 @@ def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     names = [name for name, bins in damage.items() if bins]
     if not names:
         return None
-    drawn = {key: _chart(key, title, damage, names) for key, title in _CHARTS.items()}
+    first = STOCK if STOCK in names or part.kind != EXTENSION else names[0]
+    drawn = {key: _chart(key, title.format(first=first), damage, names) for key, title in _CHARTS.items()}
     bins = sorted({(one["start"], one["stop"]) for name in names for one in damage[name]})
     cells = {(name, one["start"], one["stop"]): one for name in names for one in damage[name]}
     return {
@@ -30,6 +32,7 @@ def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
         "legend": legend(names),
         "charts": [chart for chart in drawn.values() if chart is not None],
         "names": names,
+        "first": first,
         "rows": [
             {
                 "where": f"{length_label(start) if start else '0'} to {length_label(stop)}",
@@ -90,5 +93,11 @@ def _series(
 
 def _cell(one: Mapping[str, Any] | None) -> dict[str, str]:
     if one is None:
-        return {"perplexity": "", "kl": ""}
-    return {"perplexity": number(one.get("perplexity")), "kl": number(one.get("kl"))}
+        return {"perplexity": "", "ratio": "", "kl": "", "interval": ""}
+    ratio, low, high = (one.get(key) for key in ("ratio", "kl_low", "kl_high"))
+    return {
+        "perplexity": number(one.get("perplexity")),
+        "ratio": "" if ratio is None else f"{number(ratio)}x",
+        "kl": number(one.get("kl")),
+        "interval": "" if low is None else f"95% interval {number(low)} to {number(high)}",
+    }

@@ -17,7 +17,7 @@ TITLE = "Effective against claimed"
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """A table a rule: a row a variant, a column a length."""
-    if part.kind == "cost" or not part.lengths:
+    if not part.recall or not part.lengths:
         return None
     judged = {name: entry for name, entry in part.variants.items() if entry["effective"]}
     if not judged:

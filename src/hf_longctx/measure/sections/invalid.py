@@ -14,7 +14,7 @@ TITLE = "What could not be asked"
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """Invalid probes of each variant."""
-    if part.kind == "cost":
+    if not part.recall:
         return None
     groups = by_variant(part, lambda row: row["outcome"] == "invalid")
     return {"groups": groups} if groups else None

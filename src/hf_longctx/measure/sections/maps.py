@@ -16,7 +16,7 @@ TITLE = "Where it finds what it is asked for"
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """One map a variant, all of the same shape."""
-    if part.kind == "cost":
+    if not part.recall:
         return None
     lines: Sequence[Any]
     if part.kind == "needle":

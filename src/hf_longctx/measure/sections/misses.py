@@ -19,7 +19,7 @@ _LONGEST_ANSWER = 240
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """Misses of each variant: the least score first, then the shortest text."""
-    if part.kind == "cost":
+    if not part.recall:
         return None
     groups = by_variant(part, lambda row: row["outcome"] == "miss" and not is_control(row))
     return {"groups": groups, "asked": any(row["outcome"] != "invalid" for row in part.rows)}

@@ -15,7 +15,7 @@ TITLE = "Is the difference more than chance?"
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """Each variant against the first, by length."""
     names = list(part.variants)
-    if part.kind == "cost" or len(names) < 2:
+    if not part.recall or len(names) < 2:
         return None
     rows, tasks = as_trials(part)
     seed = int(part.summary.get("seed") or 0)

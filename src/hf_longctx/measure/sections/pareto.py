@@ -63,7 +63,7 @@ def build(run: Run, overlay: Sequence[Any]) -> dict[str, Any] | None:
     costs = [part for part in run.parts if part.kind == "cost"]
     for part in run.parts:
         for cost in costs:
-            if part.kind != "cost" and part.model == cost.model:
+            if part.recall and part.model == cost.model:
                 views += _view(part, cost)
     return {"plot": PLOT, "views": views, "named": len(run.parts) > 2} if views else None
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from hf_longctx.measure import heatmap
-from hf_longctx.measure.runs import Part
+from hf_longctx.measure.runs import EXTENSION, Part
 from hf_longctx.measure.silhouette import silhouettes
 
 from .words import plain
@@ -20,6 +20,8 @@ TITLE = "What each variant changes"
 
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """The plan of every variant."""
+    if part.kind == EXTENSION:
+        return None
     return {"plans": [_plan(name, entry, part.lengths) for name, entry in part.variants.items()]}
 
 

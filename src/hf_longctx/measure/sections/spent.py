@@ -13,7 +13,7 @@ TITLE = "What the run cost"
 def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """Prefill tokens and seconds of each variant."""
     lines = [_line(name, entry) for name, entry in part.variants.items()]
-    if part.kind == "cost" or not any(line["spent"] or line["seconds"] for line in lines):
+    if not part.recall or not any(line["spent"] or line["seconds"] for line in lines):
         return None
     return {"lines": lines, "shared": any(line["saved"] for line in lines)}
 
