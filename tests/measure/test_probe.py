@@ -47,7 +47,7 @@ def agree(shared, exact):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_and_exact_agree_in_every_cell(make_grid, tokenizer, family, mode):
     model = build(family, vocab_size=len(tokenizer))
-    grid = make_grid(tokenizer, lengths=(250, 500), mode=mode)
+    grid = make_grid(tokenizer, lengths=(250, 500), depths=2, mode=mode)
     probes = grid.probes(0)
     shared = replies(model, grid, probes, exact=False, per_length=mode == "single")
     agree(shared, replies(model, grid, probes, exact=True, chunk=4096))
