@@ -148,7 +148,8 @@ def _stored(rows: Rows, places: list[tuple[int, int, int]]) -> Stored:
     runs = rows.slices()
     if runs is None:
         keys = rows.keys()
-        return torch.cat([keys[(keys >= low) & (keys < high)] + shift for low, high, shift in places])
+        parts = [keys[(keys >= low) & (keys < high)] + shift for low, high, shift in places]
+        return torch.cat(parts or [keys[:0]])
     found = []
     for run in runs:
         for low, high, shift in places:
