@@ -16,8 +16,9 @@ k, v and out (and of their gradients).
     python evals/bench/attention.py --device cuda --dtype bfloat16
 
 `--modes decode` times one token against a cache of that length instead, beside SDPA over all of its keys with the
-query heads of a group as rows, which is how transformers decodes. The cache grows by a token from call to call, up
-to the length, at which blocks and segments are full, and which keys are read is worked out anew in each; the layers of a model share that.
+query heads of a group as rows, which is how transformers decodes. The cache grows by a token from call to call, up to
+the length, at which blocks and segments are full. Which keys are read is worked out anew in each call; the layers of a
+model share that.
 
 With `--device cuda` every backend that can is timed, by CUDA events. That part has not yet been run on a GPU.
 """
