@@ -152,7 +152,8 @@ def test_assisted_decoding(helper):
 @pytest.mark.parametrize("name", ["streaming", *KEEPING])
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
 def test_several_turns_with_one_cache(name, kind):
-    model = lc.patch(build("qwen3"), attention=KEEPING.get(name, STREAMING))
+    family = "llama" if kind is StaticCache else "qwen3"
+    model = lc.patch(build(family), attention=KEEPING.get(name, STREAMING))
     static = {"max_cache_len": 60} if kind is StaticCache else {}
     ids, cache = tokens(2, 12), kind(config=model.config, **static)
     for turn in range(3):
