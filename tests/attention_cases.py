@@ -153,7 +153,13 @@ def seen(pattern: Pattern, batch: int, rows: int, keys: int, where: dict[str, Te
             if t == 0 or ("segments" in where and where["segments"][b, t] != where["segments"][b, t - 1]):
                 number, count = number + 1, 0
             real = "valid" not in where or bool(where["valid"][b, t])
-            position.append(int(where["positions"][b, t]) if "positions" in where else count if real else -1)
+            position.append(
+                int(where["positions"][b % len(where["positions"]), t])
+                if "positions" in where
+                else count
+                if real
+                else -1
+            )
             document.append(number)
             count += real
         p, d = torch.tensor(position), torch.tensor(document)

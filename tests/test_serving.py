@@ -13,7 +13,7 @@ import hf_longctx as lc
 from families import FAMILIES, WINDOW, build, dense, padding, tokens
 from hf_longctx.hf.eviction import EvictingLayer, columns
 from hf_longctx.measure.probe import clone_cache
-from hf_longctx.patterns import Block, Dilated, Full, Global, Heads, Layers, SlidingWindow, Strided
+from hf_longctx.patterns import Block, Dilated, Fixed, Full, Global, Heads, Layers, Random, SlidingWindow, Strided
 
 LENGTH = 40
 STREAMING = SlidingWindow(5) | Global(2)
@@ -98,21 +98,33 @@ WAYS = {
     "returned beams": {"num_beams": 3, "num_return_sequences": 2},
     "prefill in chunks": {"prefill_chunk_size": 7},
     "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "static cache": {"cache_implementation": "static"},
+}
+#: Patterns under which no key, or not every layer's, can be dropped.
+KEEPING = {
+    "strided": Strided(4, 4),
+    "random": Random(2, 4) | SlidingWindow(3),
+    "fixed": Fixed(4, 1),
+    "by layer": PATTERNS["by layer"],
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "name"), [*((family, "streaming") for family in FAMILIES), *(("llama", name) for name in KEEPING)]
+)
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_generate(way, family):
+def test_every_way_to_generate(way, family, name):
     """The same tokens as without a cache; rows padded on the left where the way allows a batch."""
     rows = 1 if way == "prompt lookup" else 2
     ids, mask = tokens(rows, 20), padding("left", rows, 20)
-    model = lc.patch(build(family), attention=STREAMING)
+    model = lc.patch(build(family), attention=KEEPING.get(name, STREAMING))
     how = GREEDY | {"attention_mask": mask, "max_new_tokens": 14, "return_dict_in_generate": True}
     plain = {k: v for k, v in WAYS[way].items() if k.startswith("num")}
     expected = model.generate(ids, use_cache=False, **how, **plain).sequences
     got = model.generate(ids, **how, **WAYS[way])
     assert torch.equal(got.sequences, expected)
+    if name != "streaming" or way == "static cache":
+        return
     assert all(isinstance(layer, EvictingLayer) for layer in got.past_key_values.layers)
     if way != "prompt lookup":  # which keeps a little more, until it knows what is accepted
         assert max(layer.keys.shape[2] for layer in got.past_key_values.layers) < 20
@@ -141,15 +153,20 @@ def test_assisted_decoding(helper):
     assert torch.equal(model.generate(ids, assistant_model=other, **how), model.generate(ids, use_cache=False, **how))
 
 
-def test_several_turns_with_one_cache():
-    model = lc.patch(build("qwen3"), attention=STREAMING)
-    ids, cache = tokens(2, 12), DynamicCache(config=model.config)
+@pytest.mark.parametrize("name", ["streaming", *KEEPING])
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+def test_several_turns_with_one_cache(name, kind):
+    family = "llama" if kind is StaticCache else "qwen3"
+    model = lc.patch(build(family), attention=KEEPING.get(name, STREAMING))
+    static = {"max_cache_len": 60} if kind is StaticCache else {}
+    ids, cache = tokens(2, 12), kind(config=model.config, **static)
     for turn in range(3):
         how = GREEDY | {"max_new_tokens": 6}
         out = model.generate(ids, past_key_values=cache, **how)
         assert torch.equal(out, model.generate(ids, use_cache=False, **how))
         ids = torch.cat([out, tokens(2, 5, seed=turn)], 1)
-    assert cache.layers[0].keys.shape[2] < 10
+    if name == "streaming" and not static:
+        assert cache.layers[0].keys.shape[2] < 10
 
 
 # ---------------------------------------------------------------------- whose cache it is

@@ -16,8 +16,9 @@ k, v and out (and of their gradients).
     python evals/bench/attention.py --device cuda --dtype bfloat16
 
 `--modes decode` times one token against a cache of that length instead, beside SDPA over all of its keys with the
-query heads of a group as rows, which is how transformers decodes. The cache grows by a token from call to call, and
-which keys are read is worked out anew in each; the layers of a model share that.
+query heads of a group as rows, which is how transformers decodes. The cache grows by a token from call to call, up to
+the length, at which blocks and segments are full. Which keys are read is worked out anew in each call; the layers of a
+model share that.
 
 With `--device cuda` every backend that can is timed, by CUDA events. That part has not yet been run on a GPU.
 """
@@ -204,10 +205,9 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
 def decoded(length: int, mode: str, texts: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows of all patterns: median seconds of a token at `length`, beside SDPA over all keys."""
     rng = torch.Generator().manual_seed(0)
-    most = length + TOKENS
     q, k, v = (
         torch.randn(1, heads, n, SIZE, generator=rng).to(args.device, getattr(torch, args.dtype))
-        for heads, n in ((QUERY_HEADS, 1), (KV_HEADS, most), (KV_HEADS, most))
+        for heads, n in ((QUERY_HEADS, 1), (KV_HEADS, length), (KV_HEADS, length))
     )
     rows = q.unflatten(1, (KV_HEADS, -1)).flatten(2, 3)
     calls: dict[str, Callable[[int], torch.Tensor]] = {
@@ -217,14 +217,15 @@ def decoded(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
         pattern = parse(text)
         calls[text] = lambda n, pattern=pattern: attend(q, k[:, :, :n], v[:, :, :n], pattern)
     runs: Runs = {
-        name: lambda call=call: [call(n + 1) for n in range(length, most)][-1] for name, call in calls.items()
+        name: lambda call=call: [call(n + 1) for n in range(length - TOKENS, length)][-1]
+        for name, call in calls.items()
     }
     taken = rounds(runs, args.repeats, clock=args.clock, seconds=args.seconds)
     median = {name: statistics.median(each) / TOKENS for name, each in taken.items()}
     for text in texts:
         pattern = parse(text)
         entries = pattern.entries if isinstance(pattern, Heads) else (pattern,)
-        seen = [one.count(most) - one.count(most - 1) for one in entries]
+        seen = [one.count(length) - one.count(length - 1) for one in entries]
         yield {
             "mode": mode,
             "tokens": length,

@@ -26,20 +26,20 @@ PATTERNS = [p for _, p in gallery()] + [
         "heads(window:20|strided:4,8)",
     )
 ] + [Odd(), Odd() | SlidingWindow(5)]  # fmt: skip
-N = 300
+N = 130
 at = torch.arange(N)
 #: Ways in which the keys may be stored. Most of all, and in an order that no cache has, too.
 WHERE = {
     "plain": {},
     "positions": {"positions": at[None]},
-    "left": {"valid": at >= torch.tensor([[250], [7]])},
-    "right": {"valid": at < torch.tensor([[300], [297]])},
+    "left": {"valid": at >= torch.tensor([[110], [7]])},
+    "right": {"valid": at < torch.tensor([[130], [127]])},
     "inner": {"valid": at % torch.tensor([[7], [11]]) != 3},
     "evicted": {"positions": (at + 1000 * (at >= 4))[None]},
     "evicted and padded": {"positions": torch.where(at < torch.tensor([[40], [0]]), -1, at + 90 * (at > 99))},
     "holes": {"positions": at[None] * 2},
     "any order": {"positions": torch.cat([at[:90].flip(0), at[90:]])[None]},
-    "segments": {"segments": (at >= 296).long()[None].expand(2, N)},
+    "segments": {"segments": (at >= 126).long()[None].expand(2, N)},
 }
 
 
