@@ -83,7 +83,7 @@ WARMED = 16384
 
 
 def main() -> None:
-    """Measure, print a table, save the numbers after each length."""
+    """Measure, print a table, save the numbers after each row."""
     args = arguments()
     results: list[dict[str, Any]] = []
     commands = [shlex.join(["python", "evals/bench/attention.py", *sys.argv[1:]])]
@@ -102,8 +102,8 @@ def main() -> None:
             for row in run(length, mode, texts, args) if texts else ():
                 results.append(row)
                 show(row, args)
-            if args.out:
-                save(Path(args.out), results, commands, args)
+                if args.out:
+                    save(Path(args.out), results, commands, args)
     if args.plot:
         from attention_plot import draw
 

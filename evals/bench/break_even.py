@@ -2,8 +2,8 @@
 
 Times `attend(backend="dense")` and `attend(backend="tiled")` in interleaved rounds at 64 to 4096 keys, for a few
 patterns, forward or (`--backward`) forward and backward. The crossing point of a pattern is the first length from
-which tiled is the faster at every longer one. `BREAK_EVEN` in `attention/backends.py` is one number for all: by it
-full attention and windows lose nothing, and no pattern more than what the table shows at that length.
+which tiled is the faster at every longer one. `auto` goes by what the pattern lowers to (`attention/break_even.py`);
+`loss` is the most that its choice takes over the better one, at any of these lengths.
 
     python evals/bench/break_even.py --out evals/results/break-even-cpu.json
     python evals/bench/break_even.py --clock cpu --threads 1
@@ -24,7 +24,7 @@ import torch
 from rounds import machine, rounds
 
 from hf_longctx.attention import attend
-from hf_longctx.attention.backends import BREAK_EVEN
+from hf_longctx.attention.break_even import CALL, CALL_BY_HEAD, dense_is_faster
 from hf_longctx.patterns import Full, parse
 
 QUERY_HEADS, KV_HEADS, SIZE = 9, 3, 64
@@ -52,15 +52,20 @@ def main() -> None:
     args.clock = args.clock or ("cuda" if args.device == "cuda" else "wall")
 
     lengths, results = sorted(int(n) for n in args.lengths.split(",")), []
-    print(f"{'pattern':<24}" + "".join(f"{n:>8}" for n in lengths) + "   tiled wins from    (cell: dense / tiled)")
+    print(
+        f"{'pattern':<24}"
+        + "".join(f"{n:>8}" for n in lengths)
+        + "   tiled wins from, auto from, loss    (cell: dense / tiled)"
+    )
     for text in args.patterns:
         rows = [measure(text, n, args) for n in lengths]
-        wins = crossing(rows)
-        results.append({"pattern": text, "tiled_wins_from": wins, "rows": rows})
+        wins, loss = crossing(rows), max(row["auto_over_best"] for row in rows)
+        auto = next((row["keys"] for row in rows if row["auto"] == "tiled"), None)
+        results.append(
+            {"pattern": text, "tiled_wins_from": wins, "auto_from": auto, "auto_over_best": loss, "rows": rows}
+        )
         cells = "".join(f"{row['dense_over_tiled']:8.2f}" for row in rows)
-        print(f"{text:<24}{cells}   {wins if wins is not None else 'never'}", flush=True)
-    known = [r["tiled_wins_from"] for r in results if r["tiled_wins_from"] is not None]
-    print(f"largest crossing point {max(known, default=None)}; BREAK_EVEN is {BREAK_EVEN}")
+        print(f"{text:<24}{cells}   {wins} {auto} {loss:.2f}", flush=True)
     if args.out:
         record = {
             "what": "dense against tiled, " + ("forward and backward" if args.backward else "forward"),
@@ -68,7 +73,7 @@ def main() -> None:
             "clock": args.clock,
             "shape": {"query_heads": QUERY_HEADS, "kv_heads": KV_HEADS, "head_size": SIZE, "dtype": args.dtype},
             "machine": machine(),
-            "break_even": BREAK_EVEN,
+            "call_in_pairs": {"all_heads": CALL, "by_head": CALL_BY_HEAD},
             "results": results,
         }
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +94,16 @@ def measure(text: str, n: int, args: argparse.Namespace) -> dict[str, Any]:
     taken = rounds(runs, args.repeats, clock=args.clock, backward=args.backward)
     dense, tiled = (statistics.median(taken[b]) for b in ("dense", "tiled"))
     pairs = pattern.count(n) / Full().count(n)
-    return {"keys": n, "pairs": pairs, "dense": dense, "tiled": tiled, "dense_over_tiled": dense / tiled}
+    auto = "dense" if dense_is_faster(pattern, n, n) else "tiled"
+    return {
+        "keys": n,
+        "pairs": pairs,
+        "dense": dense,
+        "tiled": tiled,
+        "dense_over_tiled": dense / tiled,
+        "auto": auto,
+        "auto_over_best": {"dense": dense, "tiled": tiled}[auto] / min(dense, tiled),
+    }
 
 
 def crossing(rows: list[dict[str, Any]]) -> int | None:

@@ -109,6 +109,15 @@ def test_choice_on_cuda(monkeypatch, pattern, missing, n, rows, name):
     assert reason
 
 
+@pytest.mark.parametrize(
+    ("text", "dense", "tiled"), [("window:64", 128, 256), ("strided:64,64", 256, 512), ("bigbird", 512, 2048)]
+)
+def test_short_inputs_go_dense_by_what_the_pattern_costs(text, dense, tiled):
+    """The more tiles a pattern lowers to, the longer one call under a mask is the cheaper."""
+    assert choose(text, n=dense)[0] == "dense"
+    assert choose(text, n=tiled)[0] == "tiled"
+
+
 def test_auto_passes_over_a_window_kernel_where_keys_are_missing(monkeypatch):
     """Stored keys with gaps: distances in memory are not those of the pattern."""
     monkeypatch.setattr(backends, "preferred", lambda *_: iter([("flash", "first"), ("dense", "second")]))

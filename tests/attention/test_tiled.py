@@ -227,6 +227,13 @@ def test_tiles_hold_every_pair_once(pattern, row, rows, key, keys):
         if tile.regular:
             assert seen.any(0).all()
             assert seen.any(1).all()
+        if tile.picks is not None:
+            runs = tile.picks.unflatten(1, (-1, tile.run))
+            start = runs[..., :1]
+            assert torch.equal(runs, (start + torch.arange(tile.run)).where(start >= 0, -1))
+            assert tile.run == 1 or (start[start >= 0] % tile.run == 0).all()
+            hides = (~seen.reshape(tile.count if seen.dim() == 3 else 1, -1).all(1)).nonzero()[:, 0]
+            assert set(hides.tolist()) <= set(tile.hiding(row, key).tolist())
         for c in range(tile.copies):
             for t in range(tile.count):
                 shift = c + t * tile.step

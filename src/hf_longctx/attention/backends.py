@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hf_longctx.attention import decode, dense, flash, flex, reference, tiled
+from hf_longctx.attention import break_even, decode, dense, flash, flex, reference, tiled
 from hf_longctx.attention.request import Request, one_pattern
 from hf_longctx.patterns import Heads, Pattern
 from hf_longctx.patterns.geometry import Columns, Segments, Spaced
@@ -32,9 +32,6 @@ _CANNOT: dict[str, Callable[[Request], str | None]] = {
 }
 #: What `backend` may be.
 BACKENDS = ("auto", *ATTEND)
-
-#: Keys from which the engine beats one dense call under a mask; `evals/bench/break_even.py` measures it.
-BREAK_EVEN = 256
 
 
 def cannot(backend: str, request: Request) -> str | None:
@@ -96,7 +93,7 @@ def choose(
     >>> choose(SlidingWindow(1024), n=16384)
     ('tiled', 'cost follows the visible pairs')
     >>> choose(SlidingWindow(64), n=100)
-    ('dense', 'short: below 256 keys one call under a mask is as fast')
+    ('dense', "short: one call under a mask costs less than the pattern's tiles")
     """
     pattern = one_pattern(pattern)
     each = pattern.entries if isinstance(pattern, Heads) else (pattern,)
@@ -113,8 +110,8 @@ def preferred(request: Request, n: int, rows: int) -> Iterator[tuple[str, str]]:
         yield "dense", f"at most {decode.FEW} query rows: one call over the visible keys"
     if cuda and flash.cannot(request) is None:
         yield "flash", "full attention or a window, which its kernel knows"
-    if n < BREAK_EVEN:
-        yield "dense", f"short: below {BREAK_EVEN} keys one call under a mask is as fast"
+    if break_even.dense_is_faster(request.pattern, rows, n):
+        yield "dense", "short: one call under a mask costs less than the pattern's tiles"
     # Not yet timed on a GPU: there, one compiled kernel beats many calls unless every block is partial.
     if cuda and not _sparse(request.pattern) and flex.cannot(request) is None:
         yield "flex", "whole blocks are empty or full, and one kernel skips them"

@@ -1,10 +1,10 @@
 """The engine: runs a pattern's pieces as dense problems on views, and knows no pattern by name.
 
 Each run of contiguous real tokens of one document is cut into tiles (`patterns.tiles`). A tile is a batch of equal
-dense problems, one call of the flash kernel on strided views of the keys and values. These are never repeated, as the
-query heads of a group become rows of one problem, and are copied only where a pattern names keys one by one. Tiles are
-disjoint, so results for the same row merge exactly by log-sum-exp, as flash attention does with its own blocks (Dao et
-al. 2022, arXiv 2205.14135, section 3.1). Backward calls each tile's flash backward with the merged output and
+dense problems, which the flash kernel sees through strided views. Keys and values are never repeated, as all query
+heads of a group read one view, and copied only where a pattern names keys one by one. Tiles are disjoint, so results
+for the same row merge exactly by log-sum-exp, as flash attention does with its own blocks (Dao et al. 2022, arXiv
+2205.14135, section 3.1). Backward calls each tile's flash backward with the merged output and
 log-sum-exp; the sum over tiles is the exact gradient. Nothing of size n x n exists.
 """
 
@@ -94,19 +94,17 @@ def _tiles(job: _Job, pieces: tuple[Piece, ...], *, backward: bool = False) -> I
             yield _At(first, rows[0], keys[0]), tile
 
 
-def _parts(tile: Tile, at: _At, q: Tensor, most: int) -> Iterator[tuple[Tile, views.Mask]]:
-    """The tile a slab at a time, each with its mask; slabs that see nothing are left out."""
+def _parts(tile: Tile, at: _At, q: Tensor, most: int, stack: int = 1) -> Iterator[tuple[Tile, views.Mask]]:
+    """The tile a slab at a time, each with its mask for so many stacked heads; what sees nothing is left out."""
     shared, size = tile.shared, tile.keys * max(q.shape[-1] if tile.picks is not None else 0, 1)
     if not shared:
         size = max(size, tile.keys * tile.rows * q.shape[1])
     if not shared or tile.picks is not None:
         most = min(most, max(1, _OWN // size))
-    kept: dict[bool, views.Mask] = {}
+    mask: views.Mask | None = None
     for part in views.slabs(tile, most):
-        alone = part.problems == 1
-        mask = kept.get(alone) if shared else None
-        if mask is None:
-            mask = kept[alone] = views.mask(part, q, at.row, at.key)
+        if mask is None or not shared:
+            mask = views.mask(part, at.row, at.key, q, stack)
         if not mask.empty:
             yield part, mask
 
@@ -134,7 +132,7 @@ def attend(
     """
     heads = range(key.shape[1])
     groups = [range(h, h + 1) for h in heads] if pattern.by_head else [heads]
-    pieces = tuple((g, _pieces(pattern, layer, head + g.start)) for g in groups)
+    pieces = tuple((g, pieces_of(pattern, layer, head + g.start)) for g in groups)
     batch, first = query.shape[0], layout.keys - layout.queries
     if layout.plain:
         span = _Span(0, layout.keys, 0, 0)
@@ -166,7 +164,8 @@ def attend(
     return torch.cat(outs)
 
 
-def _pieces(pattern: Pattern, layer: int, head: int) -> tuple[Piece, ...]:
+def pieces_of(pattern: Pattern, layer: int = 0, head: int = 0) -> tuple[Piece, ...]:
+    """The disjoint pieces that a pattern lowers to: its own shapes, or what its rule shows."""
     shapes = pattern.pieces(layer=layer, head=head)
     return disjoint((Own(pattern, layer, head),) if shapes is None else shapes)
 
@@ -245,10 +244,14 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> tuple[Te
     """Output (B, Hq, Lq, D), laid out as (B, Lq, Hq, D), and log-sum-exp (B, Hq, Lq), -inf for rows with no key."""
     batch, heads, rows, size = query.shape
     group = heads // key.shape[1]
-    merging = any(sum(t.rows * t.problems for _, t in _tiles(job, p)) > job.rows for job, _, p in work.each())
-    exact = torch.promote_types(query.dtype, torch.float32)
-    # Rounding once for each merge would add up.
-    out = query.new_zeros((batch, rows, heads, size), dtype=exact if merging else query.dtype).transpose(1, 2)
+    dtype = exact = torch.promote_types(query.dtype, torch.float32)
+    if query.dtype != exact and not any(
+        sum(t.rows * t.problems for _, t in _tiles(job, p)) > job.rows for job, _, p in work.each()
+    ):
+        dtype = query.dtype  # without merges, each of which would round once more
+    # Where every row has a job nothing is set to 0 beforehand: that takes as long as copying the result.
+    make = query.new_empty if sum(job.rows for job in work.jobs) == batch * rows else query.new_zeros
+    out = make((batch, rows, heads, size), dtype=dtype).transpose(1, 2)
     lse = query.new_full((batch, heads, rows), float("-inf"), dtype=exact)
     run = partial(kernels.forward, scale=work.scale)
     for job, own, pieces in work.each():
@@ -258,26 +261,21 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> tuple[Te
         k, v = (x[job.batch, own.start : own.stop] for x in (key, value))
         touched = torch.zeros(1, 1, job.rows, 1, dtype=torch.bool)  # on the CPU: what to do next depends on it
         for at, tile in _tiles(job, pieces):
-            for part, mask in _parts(tile, at, q, _most(_SLAB, len(own) * group * tile.rows)):
-                seen = views.view(touched, part)
+            for part, mask in _parts(tile, at, q, _most(_SLAB, max(len(own), group) * tile.rows)):
+                some, into, norms = (views.rows(x, part) for x in (q, o, total))
+                seen = views.rows(touched, part)
                 fresh = not bool(seen.any())
+                if not fresh and not bool(seen.all()):
+                    into.masked_fill_(~seen.to(into.device), 0)
                 seen.fill_(True)
-                one, norm = views.call(
-                    run,
-                    [_lit(views.problems(q, part), mask)],
-                    [views.keys(x[:, at.first :], part, q, mask.unread) for x in (k, v)],
-                    mask,
-                )
-                norm = norm[..., None]
-                if mask.blind is not None:
-                    norm = norm.masked_fill(mask.blind, float("-inf"))
-                _merge(
-                    views.view(o, part),
-                    views.view(total, part),
-                    views.unstack(one, part, q),
-                    views.unstack(norm, part, q),
-                    fresh,
-                )
+                sizes = some.shape[:4]
+                read = [views.keys(x[:, at.first :], part, mask.unread).expand(*sizes, -1, -1) for x in (k, v)]
+                for index in views.batches(sizes):
+                    inputs = [mask.lit(some[index], index, sizes), *(x[index] for x in read)]
+                    one, norm = views.call(run, inputs, mask, index, sizes)
+                    _merge(into[index], norms[index], one, mask.dark(norm[..., None], index, sizes), fresh)
+        if not bool(touched.all()):
+            o.masked_fill_(~touched.to(o.device), 0)
     return out.to(query.dtype), lse
 
 
@@ -304,27 +302,26 @@ def _backward(
         )
         k, v, dk, dv = (x[job.batch, own.start : own.stop] for x in (key, value, gk, gv))
         for at, tile in _tiles(job, pieces, backward=True):
-            for part, mask in _parts(tile, at, q, _most(most, len(own) * tile.keys * q.shape[-1])):
-                shares = views.call(
-                    run,
-                    [_lit(views.problems(x, part), mask) for x in (g, q, o)] + [views.problems(total, part)],
-                    [views.keys(x[:, at.first :], part, q, mask.unread) for x in (k, v)],
-                    mask,
-                )
-                views.view(into, part).add_(views.unstack(shares[0], part, q))
-                for share, whole in zip(shares[1:], (dk, dv)):
-                    views.add_keys(whole[:, at.first :], share, part)
+            stack = group if views.stacks(tile) else 1
+            for part, mask in _parts(tile, at, q, _most(most, len(own) * tile.keys * q.shape[-1]), stack):
+                some = [views.rows(x, part) for x in (g, q, o, total)]
+                each = views.rows(into, part).unflatten(3, (group // stack, stack))
+                if stack > 1:
+                    some = [views.stacked(x) for x in some]
+                sizes = some[0].shape[:4]
+                read = [views.keys(x[:, at.first :], part, mask.unread).expand(*sizes, -1, -1) for x in (k, v)]
+                for index in views.batches(sizes):
+                    inputs = [*(mask.lit(x[index], index, sizes) for x in some[:3]), some[3][index]]
+                    shares = views.call(run, [*inputs, *(x[index] for x in read)], mask, index, sizes)
+                    each[index].add_(shares[0].unflatten(2, (stack, part.rows)))
+                    for share, whole in zip(shares[1:], (dk, dv)):
+                        views.add_keys(whole[:, at.first :], share, part, index)
     return gq.to(query.dtype), gk.to(key.dtype), gv.to(value.dtype)
 
 
 def _most(budget: int, each: int) -> int:
     """How many problems of a size go into one call."""
     return min(kernels.MOST, max(1, budget // each))
-
-
-def _lit(rows: Tensor, mask: views.Mask) -> Tensor:
-    """The rows with those that see nothing here as 0: they may hold anything, and 0 * NaN is NaN."""
-    return rows if mask.blind is None else rows.masked_fill(mask.blind, 0)
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, norm: Tensor, fresh: bool) -> None:

@@ -46,6 +46,17 @@ class Strip:
             held = held & (q - k < self.high)
         return held if self.stop is None else held & (k < self.stop)
 
+    def meets(self, first: Any, last: Any, k: Any) -> Any:
+        """Whether any of the rows from `first` to `last` is held with the key k.
+
+        >>> [k for k in range(10) if Strip(2, 5).meets(8, 9, k)]
+        [4, 5, 6, 7]
+        """
+        met = last - k >= self.low
+        if self.high is not None:
+            met = met & (first - k < self.high)
+        return met if self.stop is None else met & (k < self.stop)
+
     def within(self, window: int) -> Strip | None:
         """The pairs nearer than `window`, or None if there are none.
 
@@ -75,6 +86,14 @@ class Blocks:
     def holds(self, q: Any, k: Any) -> Any:
         """Whether the blocks hold the pair (q, k)."""
         return (k <= q) & (q // self.size - k // self.size <= self.previous)
+
+    def meets(self, first: Any, last: Any, k: Any) -> Any:
+        """Whether any of the rows from `first` to `last` is held with the key k.
+
+        >>> [k for k in range(10) if Blocks(3).meets(5, 7, k)]
+        [3, 4, 5, 6, 7]
+        """
+        return (k <= last) & (first // self.size - k // self.size <= self.previous)
 
 
 @dataclass(frozen=True)
@@ -218,7 +237,8 @@ def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
 
     Strips, combs of one spacing, and segments in segments are made disjoint exactly. Otherwise a later piece is masked
     by "not in the earlier ones". What depends on the distance alone comes first, because a mask of such shapes serves
-    all problems of a tile; the first columns come last, because they are few.
+    all problems of a tile. What names its keys one by one comes last: most of its problems meet no strip, and the rest
+    alone are masked.
 
     >>> [p.shape for p in disjoint([Strip(high=1024), Strip(stop=4)])]
     [Strip(low=0, high=1024, stop=None), Strip(low=1024, high=None, stop=4)]
@@ -246,7 +266,7 @@ def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
     columns = [s for s in shapes if isinstance(s, Columns)]
     chosen = [s for s in shapes if isinstance(s, Drawn | Own)]
     out: list[Piece] = []
-    for shape in (*near, *blocks, *combs, *spaced, *columns, *chosen, *first):
+    for shape in (*near, *blocks, *combs, *spaced, *columns, *first, *chosen):
         out.append(Piece(shape, tuple(p.shape for p in out if not _apart(p.shape, shape))))
     return tuple(out)
 

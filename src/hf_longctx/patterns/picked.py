@@ -57,7 +57,8 @@ def _drawn(shape: Drawn, rows: tuple[int, int], keys: tuple[int, int]) -> Iterat
     for start, stop in _runs(kind):
         for a, b in [(start, stop)] if kind[start] >= 2 else [(i, i + 1) for i in range(start, stop)]:
             lo, hi = max(int(blocks[a]) * size, rows[0]), min((int(blocks[a]) + 1) * size, rows[1])
-            yield Tile(lo - rows[0], hi - lo, 0, picks.shape[1], b - a, picks=picks[a:b])
+            run = size if kind[start] & 1 and keys[0] % size == 0 else 1
+            yield Tile(lo - rows[0], hi - lo, 0, picks.shape[1], b - a, picks=picks[a:b], run=run)
 
 
 def _own(shape: Own, rows: tuple[int, int], keys: tuple[int, int]) -> Iterator[Tile]:
@@ -72,13 +73,20 @@ def _own(shape: Own, rows: tuple[int, int], keys: tuple[int, int]) -> Iterator[T
                     block[i, : len(x)] = x
                 picks = block[:, :, None] * SIDE + torch.arange(SIDE) - keys[0]
                 there = (block[:, :, None] >= 0) & (picks >= 0) & (picks < keys[1] - keys[0])
+                run = SIDE if keys[0] % SIDE == 0 and bool((there.any(2) == there.all(2)).all()) else 1
                 picks = picks.where(there, -1).flatten(1)
+                # Neighbours, each row one tile further than the row before: seen through a view, nothing is copied.
+                along = torch.arange(stop - start)[:, None] + torch.arange(most)
+                near = bool((picks >= 0).all() and (block == block[0, 0] + along).all())
                 a, b = at + start * SIDE, at + stop * SIDE
                 # The first and the last row of tiles may be cut.
                 for lo, hi in _inside(a, b, rows):
                     i, j = (lo - a) // SIDE, -(-(hi - a) // SIDE)
                     size = min(SIDE, hi - lo)
-                    yield Tile(lo - rows[0], size, 0, picks.shape[1], j - i, only=only, picks=picks[i:j])
+                    if near:
+                        yield Tile(lo - rows[0], size, int(picks[i, 0]), picks.shape[1], j - i, only=only)
+                    else:
+                        yield Tile(lo - rows[0], size, 0, picks.shape[1], j - i, only=only, picks=picks[i:j], run=run)
 
 
 def _inside(a: int, b: int, rows: tuple[int, int]) -> Iterator[tuple[int, int]]:

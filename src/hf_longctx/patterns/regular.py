@@ -113,6 +113,10 @@ def _blocks(
     if not batched and max(size, stop - first if stop <= growing else 0) > (chunk or _LARGE):
         yield from _runs(shape, (first, stop), rows[0], keys, chunk, backward)
         return
+    if shape.previous and unit == size and not batched and first < growing:
+        # One triangle, in place of many small stairs of one block each.
+        yield from _runs(shape, (first, min(growing, stop)), rows[0], keys, chunk, backward)
+        first = min(growing, stop)
 
     def stairs(at: int, count: int) -> Iterator[Tile]:
         for a in range(at, at + unit, step):

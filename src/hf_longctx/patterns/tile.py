@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_longctx.patterns.geometry import Drawn, Own, Shape
+from hf_longctx.patterns.geometry import Blocks, Drawn, Own, Shape, Strip
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Tile:
         only: a shape that must hold.
         minus: shapes that must not hold.
         picks: (count, keys) int64 keys counted from the span's first, -1 for filling, in place of regular ones.
+        run: picks come in runs of so many neighbours from a multiple of it on; each run is whole or filling.
     """
 
     row: int
@@ -47,6 +48,7 @@ class Tile:
     only: Shape | None = None
     minus: tuple[Shape, ...] = ()
     picks: Tensor | None = field(default=None, repr=False, compare=False)
+    run: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "step", self.step or self.rows * self.spacing)
@@ -91,13 +93,27 @@ class Tile:
         picks = None if self.picks is None else self.picks[first : first + count]
         return replace(self, row=self.row + shift, key=self.key + shift, count=count, copies=copies, picks=picks)
 
-    def seen(self, row: int, key: int, *, device: torch.device | None = None) -> Tensor:
+    def hiding(self, row: int, key: int) -> Tensor:
+        """The problems with picked keys that may hide a pair, (n,) int64 on the CPU; the others certainly hide none.
+
+        It looks at each key once, not at each pair. Arguments as in `seen`.
+        """
+        assert self.picks is not None
+        hides = self.picks < 0
+        first = row + self.row + self.step * torch.arange(self.count)[:, None]
+        last = first + (self.rows - 1) * self.spacing
+        for shape in self.minus:
+            hides = hides | (shape.meets(first, last, key + self.picks) if isinstance(shape, Strip | Blocks) else True)
+        return (hides.any(1) if self.only is None else hides.new_ones(self.count)).nonzero()[:, 0]
+
+    def seen(self, row: int, key: int, *, device: torch.device | None = None, among: Tensor | None = None) -> Tensor:
         """Which rows see which keys: bool (rows, keys) if `shared`, else (problems, rows, keys).
 
         Args:
             row: logical position of the run's first row.
             key: logical position of the span's first key.
             device: where to make it, the CPU if None.
+            among: the problems to look at where they are not `shared`, (n,) int64; all if None.
         """
         i, j = torch.arange(self.rows, device=device)[:, None], torch.arange(self.keys, device=device)
         seen = torch.ones(self.rows, self.keys, dtype=torch.bool, device=device)
@@ -111,11 +127,12 @@ class Tile:
         if not self.shared:
             copies, counts = (torch.arange(n, device=device) for n in (self.copies, self.count))
             shift = (copies[:, None] + self.step * counts).flatten()
+            shift = shift if among is None else shift[among.to(shift.device)]
         q = row + self.row + shift[:, None, None] + i * self.spacing
         if self.picks is None:
             k = key + self.key + shift[:, None, None] + j * self.spacing
         else:
-            picks = self.picks.to(device or self.picks.device)
+            picks = (self.picks if among is None or self.shared else self.picks[among]).to(device or self.picks.device)
             seen = seen & (picks >= 0)[:, None]
             k = key + picks.clamp(min=0)[:, None]
         last = max(row + self.row, key + self.key) + self.copies + self.count * self.step
