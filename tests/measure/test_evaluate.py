@@ -258,8 +258,11 @@ def test_the_command_prints_verdicts_intervals_and_pairs(call, tmp_path):
     arguments = ("--task", "passkey", "--lengths", "200,300", "--trials", "6", "--variant", "yarn2: rope=yarn:2")
     result = call(*arguments, "--out", str(tmp_path / "run"))
     assert result.exit_code == 0, result.output
-    assert "absolute: below 200 (95% interval)" in result.stdout
-    assert "own: undecided" in result.stdout  # six trials cannot show that there is no score to keep
+    assert "absolute (a score of 0.856): below 200 (95% interval)" in result.stdout
+    assert "fitted curve: falls below it below the shortest" in result.stdout
+    assert re.search(
+        r"own \(0.85 of its 0.000 at 200\): undecided.*more full scores in a row at 200", result.stdout
+    )  # six trials cannot show that there is no score to keep
     assert "yarn2 against stock at 200" in result.stdout
     assert "trial 1" in result.stderr
     assert f"page: {tmp_path / 'run' / 'report.html'}" in result.stdout
