@@ -59,7 +59,7 @@ def test_tasks_are_listed_and_rendered(run):
     assert all(name in shown for name in task_names())
     assert shown.count("shown over a sample of ours; to be scored it needs --files") == 2
     assert (
-        "has no prompt of this length" in run("tasks", "--length", "64k")[1]
+        "has no prompt of this length" in run("tasks", "--length", "24k")[1]
     )  # the sample is short, the list goes on
     (one,) = json.loads(run("tasks", "niah_single_2", "--length", "512", "--depth", "0", "--json")[1])["tasks"]
     (value,) = one["example"]["expected"]
@@ -215,7 +215,7 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(plan, tmp_path, run):
         (("tasks", "niah_single1"), "did you mean 'niah_single_1'"),
         (("tasks", "passkey", "--length", "20"), "needs more than 20 tokens"),
         (("tasks", "passkey", "--length", "1k,2k"), "give one length"),
-        (("tasks", "qa_1", "--length", "64k"), "give more text"),
+        (("tasks", "qa_1", "--length", "24k"), "give more text"),
         (("tasks", "qa_1", "--files", "{nowhere}"), "SQuAD"),
         (("effective", "{model}", "--task", "qa_1"), "SQuAD"),
         (("effective", "{model}", "--fail-under", "efective=8k"), "did you mean 'effective'"),

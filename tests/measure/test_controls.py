@@ -91,7 +91,7 @@ def test_a_needle_run_asks_both_at_every_length(mode, make_grid, tokenizer):
             assert asked.split("Question")[0].split(scored.needle.question)[0] in said
             text = said.split(wrong.needle.question)[0]
             assert wrong.needle.value in text
-            assert wrong.needle.relation not in text.lower()
+            assert wrong.needle.relation.lower() not in text.lower()
             assert absent.needle.relation != wrong.needle.relation
             assert absent.needle.value not in text
 
@@ -106,7 +106,7 @@ def test_a_needle_run_is_not_fooled(mode, blind, model, tokenizer, monkeypatch, 
         for index, branch in enumerate(branches):
             text, _, question = decode([*trunk[: branch.at], *branch.rest]).rpartition("What is ")
             facts = [(owner.casefold(), value) for owner, value in told.findall(text)]
-            own = [value for owner, value in facts if question.startswith(owner)]
+            own = [value for owner, value in facts if question.casefold().startswith(owner)]
             said = facts[-1:] and facts[-1][1] if blind else (own or ["none"])[0]
             yield index, Reply((1,), str(said or ""), torch.zeros(1))
 
@@ -117,10 +117,12 @@ def test_a_needle_run_is_not_fooled(mode, blind, model, tokenizer, monkeypatch, 
     assert entry["control"]["wrong-key"]["n"] == 6
     if not blind:
         assert {one["recall"] for one in entry["lengths"]} == {1.0}
-    assert entry["control"]["wrong-key"]["hits"] == (
-        0 if not blind else 6 if mode == "single" else pytest.approx(3, abs=2.5)
-    )
-    assert entry["control"]["trusted"] is not blind or mode == "shared"
+    hits = entry["control"]["wrong-key"]["hits"]
+    if mode == "single":
+        assert hits == (6 if blind else 0)
+        assert entry["control"]["trusted"] is (not blind)
+    else:  # the value asked for is one of two
+        assert 0 < hits < 6 if blind else hits == 0
 
 
 def test_the_value_of_a_wrong_key_counts_as_a_scorer_would(make_grid, tokenizer):

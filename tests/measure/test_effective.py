@@ -141,7 +141,7 @@ def test_a_climb_that_cannot_be_is_refused(fields, sentence):
 
 @pytest.mark.parametrize("rule", ["absolute", "own"])
 def test_the_interval_holds_the_truth_at_its_rate(simulation, capsys, rule):
-    runs, climb = 25, Climb(simulation.LADDER, trials=40, confidence=0.9)
+    runs, climb = 10, Climb(simulation.LADDER, trials=40, confidence=0.9)
     curves = ("step at 6K", "falls fast after 8K", "just above the line", "just below the line")
     held = {}
     for name in curves:
@@ -152,7 +152,7 @@ def test_the_interval_holds_the_truth_at_its_rate(simulation, capsys, rule):
         held[name] = sum(inside) / runs
     with capsys.disabled():
         print(f"\ncoverage of the 90% interval, rule {rule}: {held}", end=" ")
-    assert min(held.values()) >= 0.86  # of 25; that it is no wider than it must be, the exact chances tell
+    assert min(held.values()) >= 0.8  # of 10; that it is no wider than it must be, the exact chances tell
 
 
 def chances(call, good, bad, mean, trials):

@@ -36,7 +36,7 @@ def test_a_run_leaves_rows_a_summary_a_page_and_the_model_as_it_was(model, token
     assert model.training
     assert not is_patched(model)
     rows = rows_of(tmp_path / "run")
-    assert len(rows) == len(seen) == 3 * 2 * (3 + 1)
+    assert len(rows) == len(seen) == 3 * 2 * (3 + 2)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         ".locks",
@@ -111,13 +111,13 @@ def test_killed_and_started_again_a_run_ends_with_the_same_rows(model, tokenizer
     with (out / "rows.jsonl").open("a") as file:
         file.write('{"variant": "yarn2", "tri')  # what a kill within a write leaves
     killed = rows_of_torn(out)
-    assert 13 <= len(killed) < 48
+    assert 13 <= len(killed) < 60
 
     repeated = []
     options = {"variants": VARIANTS, "trials": 2, "model_name": "tiny", **SETTINGS}
     summary = run_needle(model, tokenizer, out=out, on_row=repeated.append, **options)
     run_needle(model, tokenizer, out=tmp_path / "whole", **options)
-    assert len(repeated) == 48 - len(killed)
+    assert len(repeated) == 60 - len(killed)
     assert rows_of(out) == rows_of(tmp_path / "whole")
     assert summary["variants"]["window"]["lengths"][0]["n"] == 6
 
@@ -156,7 +156,7 @@ def test_finished_it_runs_nothing_and_may_gain_variants_and_trials(model, tokeni
         summary = run_needle(model, tokenizer, out=tmp_path, on_row=rows.append, **(SETTINGS | more))
         return rows, summary
 
-    assert len(run()[0]) == 8
+    assert len(run()[0]) == 10
     forward = type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda *args, **kwargs: pytest.fail("the model ran again"))
     assert run()[0] == []

@@ -210,7 +210,10 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
             table.add_row(label(row["length"]), str(row["n"]), score, spread, *calls)
         console.print(table)
         for rule, effect in found.items():
-            console.print(f"{rule}: {said(effect, label)}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{asked(rule, effect, entry, label)}: {said(effect, label)}", highlight=False, soft_wrap=True
+            )
+            console.print(f"  {curve_said(effect['curve'])}", highlight=False, soft_wrap=True)
         console.print(f"controls: {entry['control']['note']}", highlight=False, soft_wrap=True)
     for task, text in summary["text"].items():
         shares = {key: "none" if text[key] is None else f"{text[key]:.0%}" for key in text}
@@ -234,18 +237,53 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def asked(rule: str, effect: dict[str, Any], entry: dict[str, Any], label: Any) -> str:
+    """A rule with what it asks for.
+
+    >>> asked("own", {"threshold": 0.765}, {"lengths": [{"length": 1024}]}, str)
+    'own (0.85 of its 0.900 at 1024)'
+    """
+    from hf_longctx.measure.effective import RULES
+
+    if rule == "absolute":
+        return f"{rule} (a score of {RULES[rule]})"
+    if effect["threshold"] is None or not entry["lengths"]:
+        return f"{rule} ({RULES[rule]} of its score at the shortest length)"
+    base = effect["threshold"] / RULES[rule]
+    return f"{rule} ({RULES[rule]} of its {base:.3f} at {label(entry['lengths'][0]['length'])})"
+
+
+def curve_said(curve: dict[str, float | None]) -> str:
+    """Where the fitted curve falls below the rule's line: None is past the longest length, 0 below the shortest.
+
+    >>> curve_said({"length": 5120.4, "low": 4500.0, "high": None})
+    'fitted curve: falls below it near 5,120 tokens, 4,500 to past the longest (bootstrap over seeds, no promise)'
+    """
+
+    def place(length: float | None) -> str:
+        return "past the longest" if length is None else f"{length:,.0f}" if length else "below the shortest"
+
+    where = place(curve["length"])
+    near = f"near {where} tokens" if curve["length"] else where
+    spread = f"{place(curve['low'])} to {place(curve['high'])}"
+    return f"fitted curve: falls below it {near}, {spread} (bootstrap over seeds, no promise)"
+
+
 def said(effect: dict[str, Any], label: Any) -> str:
     """An effective length with its interval in words.
 
-    >>> found = {"low": 4096, "high": 8192, "confidence": 0.95, "share_of_claimed": 0.5, "verdicts": {"4096": "pass"}}
+    >>> found = {"low": 4096, "high": 8192, "confidence": 0.95, "share_of_claimed": 0.5, "needed": {}}
     >>> said(found, str)
     'at least 4096, below 8192 (95% interval); shown to work: 50% of what is claimed'
     """
     low, high = effect["low"], effect["high"]
     ends = [f"at least {label(low)}"] if low is not None else []
     ends += [f"below {label(high)}"] if high is not None else []
+    more = [f"{count} more full scores in a row at {label(int(length))}" for length, count in effect["needed"].items()]
+    needs = f"{' and '.join(more[:1])} would pass it, with a higher --trials or --budget" if more else ""
     if not ends:
-        return "undecided: no length has passed or failed yet; give more trials or a longer budget"
+        return f"undecided: no length has passed or failed yet{'; ' if needs else ''}{needs}"
     share = effect["share_of_claimed"]
     tail = f"; shown to work: {share:.0%} of what is claimed" if share is not None else ""
+    tail += f"; {needs}" if needs else ""
     return f"{', '.join(ends)} ({effect['confidence']:.0%} interval){tail}"

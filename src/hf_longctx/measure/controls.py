@@ -6,7 +6,7 @@ Each is a scored question with one thing changed, scored against the very value 
   that is too lenient.
 - `wrong-key`: the fact is in the text, and the question is for a key of the same kind that was never planted. Nothing
   said is right. Hits come from a model that says the value it sees whatever is asked: the rate is the part of the
-  score that does not depend on the question.
+  score that does not depend on the question. (A longer question leaves the text a few tokens less.)
 
 Both must be about 0. Where one is not, the score cannot be trusted. With a single value in the text a wrong key is a
 severe test: many models say that value. Then the score tells that a value is found, not that the one asked for is; a

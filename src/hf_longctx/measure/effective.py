@@ -11,9 +11,11 @@ half to its upper end, which is wrong only if some good length fails. It takes t
 
 from __future__ import annotations
 
+import bisect
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -242,7 +244,8 @@ def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 
 
     Returns:
         Per rule `length` (shown to work), `low` and `high` (the interval at `confidence`: at least low, below high,
-        None where open), `share_of_claimed`, `threshold`, `verdicts`, `curve` (estimate and bootstrap interval).
+        None where open), `share_of_claimed`, `threshold`, `verdicts`, `needed` (see there, by undecided length),
+        `curve` (estimate and bootstrap interval).
 
     >>> scores = {1024: [1.0] * 40, 2048: [1.0] * 40, 4096: [0.0] * 9}
     >>> found = summarise(scores, Climb((1024, 2048, 4096), bisections=0), 8192)["absolute"]
@@ -264,9 +267,42 @@ def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 
             "share_of_claimed": round(found.low / claimed, 4) if found.low and claimed else None,
             "threshold": threshold,
             "verdicts": dict(sorted(calls.items(), key=lambda item: int(item[0]))),
+            "needed": {
+                str(length): more
+                for length in sorted(found.verdicts)
+                if calls[str(length)] == "undecided" and (more := needed(scores, length, climb, rule))
+            },
             "curve": {"length": curve[0], "low": curve[1], "high": curve[2]},
         }
     return result
+
+
+def needed(scores: Scores, length: int, climb: Climb, rule: str) -> int | None:
+    """How many more full scores in a row, at a length and at the shortest, would let the length pass.
+
+    Args:
+        scores: so far.
+        length: of an undecided one.
+        climb: how it is looked for; its most trials do not count here.
+        rule: one of `RULES`.
+
+    Returns:
+        At least 1; None where it cannot be asked, or more than 1000 would not do.
+
+    >>> needed({1024: [1.0] * 10}, 1024, Climb((1024,), bisections=0), "absolute")
+    24
+    """
+    given, first = scores.get(length, ()), climb.ladder[0]
+    if given and all(one is None for one in given):
+        return None
+    endless = replace(climb, trials=sys.maxsize)
+
+    def passes(more: int) -> bool:
+        longer = {at: [*scores.get(at, ()), *[1.0] * more] for at in {first, length}}
+        return _test({**scores, **longer}, length, endless, rule)[0] == "pass"
+
+    enough = bisect.bisect_left(range(1, 1001), True, key=passes) + 1
+    return enough if enough <= 1000 else None
 
 
 def _test(scores: Scores, length: int, climb: Climb, rule: str) -> tuple[str, tuple[int, int] | None]:

