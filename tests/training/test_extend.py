@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import integration_utils as integrations
 
 import hf_longctx as lc
+from families import build
 from hf_longctx.measure import runs
 from hf_longctx.training import RECIPES, extend, extension_run, held_out, load_adapter
 from hf_longctx.training.corpus import open_corpus
@@ -154,6 +155,30 @@ def test_training_under_a_pattern_with_skips_and_a_loaded_model(tmp_path, tiny, 
     assert not lc.is_patched(tiny)
     assert "forward" not in vars(tiny)
     assert tiny.config._attn_implementation != "longctx"
+
+
+@pytest.mark.parametrize(
+    ("family", "given"),
+    [
+        ("gemma3", {"tune": "lora-plus", "stages": "96:1,128:2", "to": None}),
+        ("phi3", {"tune": "lora", "pose": True}),
+        ("gpt_neox", {"tune": "full", "attention": "block:32,1"}),
+    ],
+)
+def test_other_families_are_extended_and_load_plainly(tmp_path, byte_tokenizer, family, given):
+    """Nested RoPE, fused projections, and one that turns only part of a head."""
+    model = build(family, vocab_size=len(byte_tokenizer))
+    record = extend(model, byte_tokenizer, out=tmp_path, **SMALL | {"learning_rate": 1e-3} | given)
+    assert len(losses(record)) == 3
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert loaded.config.max_position_embeddings == 128
+    if family == "gemma3":
+        kinds = {layer: one["rope_type"] for layer, one in loaded.config.rope_parameters.items()}
+        assert kinds == {"full_attention": "yarn", "sliding_attention": "default"}
+    ids = torch.arange(3, 103)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=1e-4)
+        assert (loaded(ids).logits - build(family, vocab_size=len(byte_tokenizer))(ids).logits).abs().max() > 1e-4
 
 
 def test_theta_in_stages_keeps_its_own_window(tmp_path, tiny_folder):

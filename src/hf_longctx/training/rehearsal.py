@@ -91,11 +91,9 @@ class Rehearsal:
             unpatch(model)
 
     def _data(self, tokenizer: Any) -> None:
-        """Does the text fill a sequence of each stage, and is some of it held out?"""
-        for index, stage in enumerate(self.stages):
-            window = stage.window if self.pose else None
-            rows = PackedDataset(self.corpus, tokenizer, stage.length, window=window, seed=self.seed + index)
-            next(iter(rows))
+        """Does the text fill a sequence of each length, and is some of it held out?"""
+        for length in dict.fromkeys(stage.length for stage in self.stages):
+            next(iter(PackedDataset(self.corpus, tokenizer, length, seed=self.seed)))
         if self.measure and len(held_out_ids(self.corpus, tokenizer, 2)) < 2:
             raise ValueError(
                 f"data={self.corpus.name!r} holds out no text to measure on, since it has too few documents: give "
