@@ -400,7 +400,7 @@ def test_missing_packages_are_named_before_anything_long(tmp_path, tiny_folder, 
     )
     with pytest.raises(ModuleNotFoundError, match="tune='lora' needs the package peft"):
         extend(str(tiny_folder), out=tmp_path / "run", tune="lora", **SMALL)
-    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: [])
+    monkeypatch.setattr(integrations, "is_wandb_available", lambda: False)
     with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
         extend(str(tiny_folder), out=tmp_path / "run", tune="full", report_to="wandb", **SMALL)
     assert not (tmp_path / "run").exists()

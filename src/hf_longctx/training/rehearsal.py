@@ -133,20 +133,17 @@ def check_logs(report_to: str) -> None:
         ValueError: no such place.
         ModuleNotFoundError: its package is missing.
     """
-    from transformers.integrations.integration_utils import (
-        INTEGRATION_TO_CALLBACK,
-        get_available_reporting_integrations,
-    )
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     if report_to in ("none", "all"):
         return
     if report_to not in INTEGRATION_TO_CALLBACK:
         known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
         raise ValueError(f"report_to is {report_to!r}: it must be none, all, or one of {known}")
-    if report_to not in get_available_reporting_integrations():
-        raise ModuleNotFoundError(
-            f"report_to={report_to!r} needs its package, which is missing: pip install {report_to}"
-        )
+    try:
+        INTEGRATION_TO_CALLBACK[report_to]()
+    except (RuntimeError, ImportError) as error:
+        raise ModuleNotFoundError(f"report_to={report_to!r}: {error}") from error
 
 
 def check_needles(tokenizer: Any, lengths: Sequence[int], seed: int) -> None:
