@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ from collections import namedtuple
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import integration_utils as integrations
 
 import hf_longctx as lc
+from families import build
 from hf_longctx.measure import needle, runs
-from hf_longctx.training import RECIPES, extend, load_adapter
+from hf_longctx.training import RECIPES, extend, extension_run, held_out, load_adapter
 from hf_longctx.training.corpus import open_corpus
 from hf_longctx.training.dataset import held_out_ids
 from page_reader import read
@@ -156,6 +159,30 @@ def test_training_under_a_pattern_with_skips_and_a_loaded_model(tmp_path, tiny, 
     assert tiny.config._attn_implementation != "longctx"
 
 
+@pytest.mark.parametrize(
+    ("family", "given"),
+    [
+        ("gemma3", {"tune": "lora-plus", "stages": "96:1,128:2", "to": None}),
+        ("phi3", {"tune": "lora", "pose": True}),
+        ("gpt_neox", {"tune": "full", "attention": "block:32,1"}),
+    ],
+)
+def test_other_families_are_extended_and_load_plainly(tmp_path, byte_tokenizer, family, given):
+    """Nested RoPE, fused projections, and one that turns only part of a head."""
+    model = build(family, vocab_size=len(byte_tokenizer))
+    record = extend(model, byte_tokenizer, out=tmp_path, **SMALL | {"learning_rate": 1e-3} | given)
+    assert len(losses(record)) == 3
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert loaded.config.max_position_embeddings == 128
+    if family == "gemma3":
+        kinds = {layer: one["rope_type"] for layer, one in loaded.config.rope_parameters.items()}
+        assert kinds == {"full_attention": "yarn", "sliding_attention": "default"}
+    ids = torch.arange(3, 103)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=1e-4)
+        assert (loaded(ids).logits - build(family, vocab_size=len(byte_tokenizer))(ids).logits).abs().max() > 1e-4
+
+
 def test_theta_in_stages_keeps_its_own_window(tmp_path, tiny_folder):
     """EasyContext raises theta and not a factor: the window written is the stage's, not what NTK would make of it."""
     stages = tuple(
@@ -174,6 +201,37 @@ RESUMED = {
     "data": "prose", "stages": "96:3,128:12", "batch": 2, "device": "cpu", "measure": False, "pose": True,
     "length": 48, "save_every": 2, "learning_rate": 1e-2,
 }  # fmt: skip
+
+
+KILLED = """
+import os, signal, sys
+from hf_longctx.training import extend
+from hf_longctx.training.guards import Guards
+
+def die(self, args, state, control, **kwargs):
+    if args.output_dir.endswith("1") and state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Guards.on_optimizer_step = die
+extend(sys.argv[1], out=sys.argv[2], **eval(sys.argv[3]))
+"""
+
+
+def test_a_run_killed_between_two_checkpoints_goes_on_with_the_same_losses(tmp_path, tiny_folder):
+    """SIGKILL after the weights of step 3 have changed and before they are saved; step 2 has the last checkpoint."""
+    given = RESUMED | {"stages": "96:2,128:4", "progress": False}
+    whole = extend(str(tiny_folder), out=tmp_path / "whole", **given)
+    out = tmp_path / "killed"
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tiny_folder), str(out), repr(given)], capture_output=True, text=True
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert [path.name for path in (out / "stages" / "1").iterdir()] == ["checkpoint-2"]
+    record = extend(str(tiny_folder), out=out, **given)
+    assert losses(record) == losses(whole)
+    assert len(losses(record)) == 6
+    ends = [AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (out, tmp_path / "whole")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 @pytest.mark.slow
@@ -216,8 +274,9 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, tiny_folder):
     )
     out = tmp_path / "two"
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
-        "--mixed_precision=no", "--dynamo_backend=no", "-m", "hf_longctx", "extend", str(tiny_folder), f"--out={out}",
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m",
+        "hf_longctx", "extend", str(tiny_folder), f"--out={out}",
         "--data=prose", "--to=128", "--steps=5", "--batch=2", "--full", "--learning-rate=1e-3", "--no-measure",
         "--device=cpu",
     ]  # fmt: skip
@@ -227,6 +286,8 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, tiny_folder):
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((out / "extend.json").read_text())
     assert record["finished"]
+    assert (record["processes"], alone["processes"]) == (2, 1)
+    assert done.stderr.count("by 2 processes") == 1
     torch.testing.assert_close(losses(record), losses(alone), atol=1e-5, rtol=0)
     assert losses(record)[-1] < losses(record)[0] - 0.01
 
@@ -276,9 +337,9 @@ def test_frequencies_that_did_not_change_are_refused(tiny):
     check_changed(make, before, "yarn:4")
 
 
-@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_full_disk_is_seen_before_it_is_written_to(tmp_path, tiny_folder, monkeypatch, after):
-    """Before training, and before a checkpoint when it has filled up meanwhile."""
+    """Before anything, before training, and before a checkpoint when it has filled up meanwhile."""
     import shutil
 
     usage, calls = namedtuple("usage", "total used free"), []
@@ -288,7 +349,9 @@ def test_a_full_disk_is_seen_before_it_is_written_to(tmp_path, tiny_folder, monk
         return usage(0, 0, 1 if len(calls) > after else 1 << 40)
 
     monkeypatch.setattr(shutil, "disk_usage", full)
-    with pytest.raises(ValueError, match=r"GiB free, and (its checkpoints|the checkpoint of step 1).*needs"):
+    with pytest.raises(
+        ValueError, match=r"GiB free, and (the result|its checkpoints|the checkpoint of step 1).*needs"
+    ):
         extend(str(tiny_folder), out=tmp_path, save_every=1, **QUICK)
 
 
@@ -307,11 +370,42 @@ def test_a_full_disk_is_seen_before_it_is_written_to(tmp_path, tiny_folder, monk
         ({"data": "no/such/thing"}, "cannot be opened"),
         ({"length": 1}, "at least 3 tokens"),
         ({"attention": "windw:4"}, "windw"),
+        ({"stages": "96:1,128:1", "length": 100}, "longer than the window of 96"),
+        ({"tune": "full", "merge": False}, "merge=False saves the adapter alone"),
+        ({"needle": (20,)}, "needle: nothing can be asked at 20 tokens"),
+        ({"needle": (0,)}, "lengths holds 0"),
+        ({"device": "cuda:7"}, "CUDA devices are usable here"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"dtype": "float16"}, "gradients vanish"),
+        ({"report_to": "tensorbored"}, "report_to is 'tensorbored'"),
+        ({"recipe": dataclasses.replace(RECIPES["default"], schedule="zigzag")}, "zigzag"),
     ],
 )
-def test_what_cannot_work_is_refused(tmp_path, tiny_folder, given, words):
+def test_what_cannot_work_is_refused_before_anything_is_measured_or_written(
+    tmp_path, tiny_folder, monkeypatch, given, words
+):
+    def reads(*args, **kwargs):
+        raise AssertionError("the model was read first")
+
+    monkeypatch.setattr(extension_run, "token_losses", reads)
+    monkeypatch.setattr(held_out, "token_losses", reads)
     with pytest.raises(ValueError, match=words):
-        extend(str(tiny_folder), out=tmp_path / "run", **QUICK | given)
+        extend(str(tiny_folder), out=tmp_path / "run", **SMALL | given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_packages_are_named_before_anything_long(tmp_path, tiny_folder, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "peft" else found(name, *more)
+    )
+    with pytest.raises(ModuleNotFoundError, match="tune='lora' needs the package peft"):
+        extend(str(tiny_folder), out=tmp_path / "run", tune="lora", **SMALL)
+    monkeypatch.setattr(integrations, "is_wandb_available", lambda: False)
+    with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
+        extend(str(tiny_folder), out=tmp_path / "run", tune="full", report_to="wandb", **SMALL)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_patched_model_and_a_foreign_folder_are_refused(tmp_path, tiny, byte_tokenizer):
@@ -360,4 +454,5 @@ def test_the_command_shows_before_and_after(run, tiny_folder, tmp_path):
     assert "not trained" in out
     assert "under yarn:2" in out
     assert err.count("tokens/s") == 2
+    assert "training: 2 steps, 256 tokens, by 1 process; about 0:01:00" in err
     assert "hf-longctx extend" in (tmp_path / "run" / "README.md").read_text()

@@ -148,6 +148,16 @@ def skeleton(config: Any) -> PreTrainedModel:
     return model
 
 
+def check_place(dtype: str | torch.dtype | None, device: str | torch.device | None) -> None:
+    """Raise unless a model can be loaded in this dtype to this device.
+
+    Raises:
+        ValueError: an unknown dtype, or a device that is not here.
+    """
+    _check_dtype(dtype)
+    _device(device)
+
+
 def _check_dtype(dtype: str | torch.dtype | None) -> None:
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")

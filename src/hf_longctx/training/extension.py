@@ -14,6 +14,7 @@ from .checks import positive, whole
 from .corpus import open_corpus
 from .extension_run import ExtensionRun
 from .recipes import Recipe, find_recipe
+from .rehearsal import Rehearsal, check_memory
 from .stage_plan import plan_stages
 from .stages import accumulation, open_run, origin, processes_for
 from .tuning import check_tune
@@ -107,7 +108,7 @@ def extend(
             wrong.
         ModuleNotFoundError: a package is missing.
     """
-    from hf_longctx.hf.loading import hub_id, load_config
+    from hf_longctx.hf.loading import check_place, hub_id, load_config, load_tokenizer, skeleton
 
     how = find_recipe(recipe)
     tuned = how.tune if tune is None else tune
@@ -115,6 +116,10 @@ def extend(
     whole("save_every", save_every)
     positive("max_first_loss", max_first_loss)
     named = isinstance(model, str)
+    if not merge and tuned == "full":
+        raise ValueError("merge=False saves the adapter alone, and tune='full' makes none: leave one of them out")
+    if named:
+        check_place(dtype, device)
     if not named and tokenizer is None:
         raise ValueError("tokenizer is None: give the loaded model's tokenizer, or the model by name")
     config = load_config(model) if named else model.config
@@ -145,16 +150,26 @@ def extend(
     run = open_run(Path(out), settings, kind="extend", processes=processes)
     if run.record["finished"]:
         return run.record
+    ahead = Rehearsal(
+        recipe=how, stages=planned, corpus=corpus, tune=tuned, attention=attention, pose=pose, tile=tile,
+        measure=measure, needle=tuple(needle), seed=seed, out=Path(out), report_to=report_to, save_every=save_every,
+    )  # fmt: skip
+    if named:
+        tokenizer = load_tokenizer(model)
+    ahead.check(skeleton(config) if named else model, tokenizer)
     base = hub_id(name) or hub_id(loaded_by)
+    if named:
+        model = _load(model, tuned, dtype, device, processes)
+    if str(model.dtype) == "torch.float16":
+        raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")
+    check_memory(model, ahead.needle)
     run.save(
         trained_length=numbers.trained,
         readable_length=numbers.max_positions,
+        processes=processes.num_processes,
         base_model=base,
         **origin(source=how.source, data=corpus.label, command=command),
     )
-
-    if named:
-        model, tokenizer = _load(model, tuned, dtype, device, processes)
     was_cached = model.config.use_cache
     work = ExtensionRun(run, model, tokenizer, corpus, how, tuned, numbers, processes)
     work.before(planned, measure=measure, needle=needle)
@@ -169,13 +184,13 @@ def extend(
     return run.record
 
 
-def _load(name: str, tuned: str, dtype: str | None, device: str | None, processes: Any) -> tuple[Any, Any]:
+def _load(name: str, tuned: str, dtype: str | None, device: str | None, processes: Any) -> Any:
     import torch
 
-    from hf_longctx.hf.loading import load_model
+    from hf_longctx.hf.loading import load_weights
 
     where = device or str(processes.device)
     if dtype is None and torch.device(where).type == "cuda":
         # Updates of a full fine-tune vanish in bfloat16, so the weights stay in float32 under autocast.
         dtype = "float32" if tuned == "full" else "bfloat16"
-    return load_model(name, dtype=dtype, device=where)
+    return load_weights(name, dtype=dtype, device=where)

@@ -6,6 +6,8 @@ import itertools
 import logging
 import math
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from .checkpoints import bytes_of, check_disk
 from .corpus import Corpus
 from .dataset import PackedDataset, held_out_ids
 from .held_out import HeldOut, Row, token_losses
+from .progress import forecast
 from .recipes import Recipe, Stage
+from .rehearsal import patch_stage
 from .run_folder import RunFolder
 from .stages import accumulation, carry_out, go_through
 from .tuning import make_trainable, to_float32
@@ -53,6 +57,7 @@ class ExtensionRun:
         self.seed: int = run.record["settings"]["seed"]
         self.dtype = model.dtype
         self._held: HeldOut | None = None
+        self._reading: float | None = None  # seconds a token
 
     # -- before and after
 
@@ -99,17 +104,8 @@ class ExtensionRun:
         self.run.save(perplexity=self._perplexity() | {name: rows})
 
     def _held_out(self, window: int) -> HeldOut:
-        """The text to measure on; a warning where it does not fill the window.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The text to measure on; a warning where it does not fill the window."""
         ids = held_out_ids(self.corpus, self.tokenizer, window)
-        if len(ids) < 2:
-            raise ValueError(
-                f"data={self.corpus.name!r} holds out no text to measure on, since it has too few documents: give "
-                "more text, or leave measuring out (--no-measure, measure=False)"
-            )
         if len(ids) < window and self.processes.is_main_process and "held_out_tokens" not in self.run.record:
             logger.warning(
                 "data=%r holds out %s tokens, fewer than the window of %s: perplexity beyond them is not measured; "
@@ -145,7 +141,9 @@ class ExtensionRun:
         length = min(self.numbers.trained, _REFERENCE_TOKENS)
         short = PackedDataset(self.corpus, self.tokenizer, length, seed=self.seed)
         rows = itertools.islice(short, _REFERENCE_TOKENS // length)
+        started = time.perf_counter()
         losses = [token_losses(self.model, row["input_ids"].tolist()) for row in rows]
+        self._reading = (time.perf_counter() - started) / sum(map(len, losses))
         loss = float(torch.cat(losses).mean())
         if not math.isfinite(loss):
             raise ValueError(
@@ -182,19 +180,19 @@ class ExtensionRun:
         if is_patched(self.model):
             unpatch(self.model)
         before = rope_state(self.model)
-        try:
-            patch(self.model, rope=stage.rope, attention=attention or "full")
-        except ValueError as error:
-            if attention is not None or pose:
-                raise
-            logger.info("%s: trained with the model's own attention", error)
-            patch(self.model, rope=stage.rope)
+        own = patch_stage(self.model, stage, attention, pose)
+        if own is not None:
+            logger.info("%s: trained with the model's own attention", own)
         check_changed(self.model, before, stage.rope)
 
     def train(
         self, adapted: Any, planned: tuple[Stage, ...], *, attention: str | None, pose: bool, **how: Any
     ) -> None:
         """Train every stage that is not finished, from the last whole checkpoint."""
+        if how["progress"] and self.processes.is_main_process:
+            passes = 4 if how["checkpointing"] else 3
+            said = forecast(planned, processes=self.processes.num_processes, seconds=self._reading, passes=passes)
+            print(said, file=sys.stderr, flush=True)
         checkpoint_bytes = 3 * bytes_of(p for p in adapted.parameters() if p.requires_grad) + (1 << 20)
         if self.tuned == "full":
             checkpoint_bytes += bytes_of(p for p in adapted.parameters() if not p.requires_grad)

@@ -1,14 +1,42 @@
-"""One line a step on stderr: loss, tokens a second, time left."""
+"""What a run will take, and one line a step on stderr: loss, tokens a second, time left."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from transformers import TrainerCallback
+
+from .recipes import Stage
+
+
+def forecast(stages: Sequence[Stage], *, processes: int, seconds: float | None = None, passes: int = 4) -> str:
+    """What training is about to do, and about how long it takes, before the first step tells.
+
+    Args:
+        stages: of the run.
+        processes: that share each batch.
+        seconds: that a process took to read a token, forward; None where that was not measured.
+        passes: readings that a training step is worth: forward, backward (two), and forward again where activations
+            are checkpointed.
+
+    >>> one = Stage(window=16384, length=2048, rope="yarn:2", steps=16, batch=2, learning_rate=1e-4)
+    >>> forecast([one], processes=1, seconds=0.005)
+    'training: 16 steps, 65,536 tokens, by 1 process; about 0:22:00 by the time that reading took'
+    >>> forecast([one], processes=2)
+    'training: 16 steps, 65,536 tokens, by 2 processes'
+    """
+    tokens = sum(one.steps * one.batch * one.length for one in stages)
+    many = "es" if processes > 1 else ""
+    said = f"training: {sum(one.steps for one in stages):,} steps, {tokens:,} tokens, by {processes} process{many}"
+    if seconds is None:
+        return said
+    minutes = max(1, round(tokens * seconds * passes / processes / 60))
+    return f"{said}; about {timedelta(minutes=minutes)} by the time that reading took"
 
 
 @dataclass

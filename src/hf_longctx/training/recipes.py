@@ -127,7 +127,8 @@ _ALL = (
     ),
     Recipe(
         name="linear-pi",
-        source="Chen et al. 2023, arXiv 2306.15595, section 3.1 (batch and optimizer from memory): LLaMA 7B",
+        source="Chen et al. 2023, arXiv 2306.15595: within 1000 steps. Batch and optimizer are those of LongLoRA's "
+        "linear runs (arXiv 2309.12307, section 4.1), since the paper's own could not be read again",
         rope="linear",
         tune="full",
         stages=(Step(1000),),

@@ -11,7 +11,7 @@ SCHEMA = 1
 
 
 class RunFolder:
-    """`extend.json` or `distill.json` in a folder, written whole or not at all.
+    """`extend.json` or `distill.json` in a folder, written whole or not at all; a new one by the first `save`.
 
     Args:
         folder: of the run.
@@ -33,7 +33,6 @@ class RunFolder:
         if writes and folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"out={str(folder)!r} is not empty and holds no run of {kind}: choose a new folder")
         self.record = {"schema": SCHEMA, "settings": settings, "finished": False}
-        self.save()
 
     def save(self, **more: Any) -> None:
         """Add to the record and write it."""

@@ -49,17 +49,13 @@ def accumulation(batch: int, micro_batch: int, processes: int) -> int:
 
 
 def open_run(folder: Path, settings: dict[str, Any], *, kind: str, processes: Any) -> RunFolder:
-    """The run's folder. All processes read what there is before one of them writes.
+    """The run's folder, of which nothing is written yet. All processes read it before one of them writes.
 
     Raises:
         ValueError: as `RunFolder`.
     """
-    waits = (folder / f"{kind}.json").is_file() or not processes.is_main_process
-    if waits:
-        processes.wait_for_everyone()
     run = RunFolder(folder, settings, kind=kind, writes=processes.is_main_process)
-    if not waits:
-        processes.wait_for_everyone()
+    processes.wait_for_everyone()
     return run
 
 

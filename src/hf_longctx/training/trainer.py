@@ -66,7 +66,38 @@ def make_trainer(
         progress: prefix of a line a step; None prints none.
         seed: of the trainer.
     """
-    arguments = TrainingArguments(
+    arguments = training_arguments(
+        recipe, stage, out=out, micro_batch=micro_batch, accumulation=accumulation, checkpointing=checkpointing,
+        autocast=autocast, on_cpu=on_cpu, save_every=save_every, report_to=report_to, seed=seed,
+    )  # fmt: skip
+    callbacks: list[Any] = [guards]
+    if progress is not None:
+        callbacks.append(Progress(stage.batch * stage.length, progress))
+    trainer = ExtendTrainer(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def training_arguments(
+    recipe: Recipe,
+    stage: Stage | Phase,
+    *,
+    out: Path,
+    micro_batch: int,
+    accumulation: int,
+    checkpointing: bool,
+    autocast: bool,
+    on_cpu: bool,
+    save_every: int | None,
+    report_to: str,
+    seed: int,
+) -> TrainingArguments:
+    """The trainer's arguments for one stage; what they are is said at `make_trainer`.
+
+    Raises:
+        ValueError: a recipe with a setting that transformers does not know.
+    """
+    return TrainingArguments(
         output_dir=str(out),
         max_steps=stage.steps,
         per_device_train_batch_size=micro_batch,
@@ -93,9 +124,3 @@ def make_trainer(
         seed=seed,
         dataloader_pin_memory=not on_cpu,
     )
-    callbacks: list[Any] = [guards]
-    if progress is not None:
-        callbacks.append(Progress(stage.batch * stage.length, progress))
-    trainer = ExtendTrainer(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
