@@ -191,6 +191,18 @@ def test_patched_where_accelerate_has_hooks(tmp_path):
     assert torch.equal(lc.unpatch(model)(ids).logits, stock)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("wanted", [None, True])
+def test_a_training_loop_of_ones_own(plan, wanted):
+    """In training mode, with the config's `use_cache` as it is by default."""
+    model, ids = hybrid("llama", plan), tokens(2, 12)
+    expected = model(ids, labels=ids).loss
+    loss = model.train()(ids, labels=ids, use_cache=wanted).loss
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer_takes_a_step(tmp_path, checkpointing):
     from transformers import Trainer, TrainingArguments

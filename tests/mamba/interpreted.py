@@ -22,7 +22,7 @@ class First:
     """A kernel with the first of its configurations."""
 
     def __init__(self, kernel, config):
-        self.kernel, self.best_config = kernel, config
+        self.kernel, self.best_config, self.configs = kernel, config, [config]
 
     def __getitem__(self, grid):
         def run(*args, **kwargs):

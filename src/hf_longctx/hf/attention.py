@@ -170,7 +170,7 @@ def longctx_attention(
         scale=scaling,
         backend=stored["backend"],
         layer=index,
-        **_documents(positions, position_ids, query.shape[2]),
+        **_documents(positions, position_ids, query),
     )
     if dropping is not None:
         dropping.settle(mask)
@@ -272,15 +272,16 @@ def _layer_plan(
     return resolve(pattern, shape, own_windows)[index]
 
 
-def _documents(positions: Tensor, position_ids: Tensor | None, queries: int) -> dict[str, Tensor | None]:
+def _documents(positions: Tensor, position_ids: Tensor | None, query: Tensor) -> dict[str, Tensor | None]:
     """The arguments that tell `attend` about padding and packing; documents only where there is no cache."""
+    rows, queries = query.shape[0], query.shape[2]
     if not positions.shape[-1] == queries > 1:
         return {"positions": positions}
     valid = positions >= 0
     found = documents(valid, position_ids)
     if found is None:
         return {"positions": positions}
-    return {"valid": valid.expand(found.shape[0], -1), "segments": found}
+    return {"valid": valid.expand(rows, -1), "segments": found.expand(rows, -1)}  # one row of either holds for all
 
 
 def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:

@@ -29,11 +29,14 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
 
     config = decoder.config
     cache = cache_among(kwargs)
-    wanted = kwargs.get("use_cache")
-    if cache is None and not decoder.training and (config.use_cache if wanted is None else wanted):
+    wanted, stored = kwargs.get("use_cache"), stored_plan(config)
+    if decoder.training and stored["mamba"] and wanted is None:
+        wanted = False  # training needs none, and the one that transformers would make has no states
+        kwargs = kwargs | {"use_cache": False}
+    made = not decoder.training or stored["mamba"]
+    if cache is None and made and (config.use_cache if wanted is None else wanted):
         cache = DynamicCache(config=config)
         kwargs = with_cache(kwargs | {"use_cache": True}, cache)
-    stored = stored_plan(config)
     if cache is None or not (stored["attention"] or stored["mamba"]):
         return kwargs
     fit(cache, decoder)

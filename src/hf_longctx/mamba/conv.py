@@ -56,13 +56,14 @@ def causal_conv(
         ids = torch.cat([documents[:, :1].expand(-1, before), documents[:, end]], dim=1)
     y = conv_kernels.sequence(x, weight, bias, past, documents) if fast else _sequence(x, full, ids, weight, bias)
     if valid is None or slots is None:
-        left = full[:, -before:].clone()  # a view would keep all of it
-        kept = None if ids is None else ids[:, -before:]
+        last = slice(full.shape[1] - before, None)
+        left = full[:, last].clone()  # a view would keep all of it
+        kept = None if ids is None else ids[:, last]
     else:
-        last = valid.sum(1)[:, None] + torch.arange(before, device=x.device)
+        place = valid.sum(1)[:, None] + torch.arange(before, device=x.device)
         y = y.gather(1, slots.clamp(max=length - 1)[..., None].expand(-1, -1, channels)) * valid[..., None]
-        left = full.gather(1, last[..., None].expand(-1, -1, channels))
-        kept = None if ids is None else ids.gather(1, last)
+        left = full.gather(1, place[..., None].expand(-1, -1, channels))
+        kept = None if ids is None else ids.gather(1, place)
     if kept is not None:
         left = left * (kept == kept[:, -1:])[..., None]
     return y, left.transpose(1, 2)
