@@ -178,5 +178,5 @@ def _tokens(count: int | None) -> str:
     for unit, letter in ((1 << 20, "M"), (1 << 10, "K")):
         if count >= unit:
             whole = count / unit
-            return f"{whole:,.0f}{letter}" if whole >= 100 else f"{int(10 * whole) / 10:g}{letter}"
+            return f"{int(whole):,}{letter}" if whole >= 100 else f"{int(10 * whole) / 10:g}{letter}"
     return str(count)
