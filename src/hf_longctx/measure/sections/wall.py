@@ -92,8 +92,8 @@ def _view(run: Run, model: str, machine: Machine) -> dict[str, Any] | None:
     document = wall(sizes, [method for _, method in compared], machine=machine, itemsize=ITEMSIZE, count=False)
     names = [name for name, _ in compared]
     entries = [entry for part in run.parts if part.model == model for entry in part.variants.values()]
-    claimed = {sizes.max_positions, *(entry.get("claimed") for entry in entries)} - {None}
-    claims = {claim: length_label(claim) for claim in sorted(claimed)}
+    claimed = [sizes.max_positions, *(entry.get("claimed") for entry in entries)]
+    claims = {int(claim): length_label(claim) for claim in claimed if claim}
     return {
         "model": model,
         "parameters": f"{sizes.parameters:,}",
