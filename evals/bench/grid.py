@@ -28,6 +28,7 @@ from rounds import machine
 
 import hf_longctx as lc
 from hf_longctx.cli.shared import parse_lengths
+from hf_longctx.measure.controls import CONTROLS, is_control
 from hf_longctx.measure.haystack import default_haystack, open_haystack
 from hf_longctx.measure.needle import run_needle
 from hf_longctx.measure.side_rows import SideRows
@@ -45,6 +46,7 @@ def main() -> None:
     """Run both grids, compare, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="hub id, local folder, or demo")
+    parser.add_argument("--attention", help="pattern to patch in, such as window:1024+global:4; default none")
     parser.add_argument("--lengths", default="1k,2k,4k,8k,16k", help="tokens, separated by commas")
     parser.add_argument("--depths", type=int, default=11)
     parser.add_argument("--seed", type=int, default=0)
@@ -57,7 +59,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     model, tokenizer = lc.load_model(args.model, dtype=args.dtype)
-    cells = len(parse_lengths(args.lengths)) * (args.depths + 1)
+    if args.attention:
+        lc.patch(model, attention=args.attention)
+    cells = asked(args)
     for mode in MODES:
         spent = args.work / f"{mode}.clock.jsonl"
         if mode == "shared" and len(rows_of(args.work / mode)) < cells:
@@ -70,7 +74,7 @@ def main() -> None:
             model, tokenizer, lengths=parse_lengths(args.lengths), depths=args.depths, seed=args.seed,
             haystack=open_haystack(args.haystack or (default_haystack() if args.model == "demo" else None)),
             exact=mode == "exact", damage=False, progress=False, out=args.work / mode, on_row=clock,
-            model_name=args.model,
+            model_name=args.model, stock=not args.attention,
         )  # fmt: skip
         hook.remove()
     show(save(args))
@@ -101,7 +105,7 @@ class Clock:
             f"depth {row['depth']}: {row['outcome']}, {spent['cpu_seconds']:.1f} s of processor time",
             flush=True,
         )
-        if row["kind"] == "control":
+        if is_control(row):
             self._done()
 
 
@@ -118,7 +122,9 @@ def save(args: argparse.Namespace) -> dict[str, Any]:
     record = {
         "what": "the shared needle grid against one prefill a cell, on the same token ids",
         "command": shlex.join(["python", "evals/bench/grid.py", *sys.argv[1:]]),
-        "settings": {key: getattr(args, key) for key in ("model", "lengths", "depths", "seed", "haystack", "dtype")},
+        "settings": {
+            key: getattr(args, key) for key in ("model", "attention", "lengths", "depths", "seed", "haystack", "dtype")
+        },
         "machine": machine(),
         "finished": bool(rows["shared"]) and len(both) == len(rows["shared"]) == asked(args),
         **{mode: totals(rows[mode], spent[mode]) for mode in MODES},
@@ -138,7 +144,7 @@ def save(args: argparse.Namespace) -> dict[str, Any]:
 
 def asked(args: argparse.Namespace) -> int:
     """Questions of one grid, controls included."""
-    return len(parse_lengths(args.lengths)) * (args.depths + 1)
+    return len(parse_lengths(args.lengths)) * (args.depths + len(CONTROLS))
 
 
 def totals(rows: Rows, spent: Rows) -> dict[str, Any]:

@@ -57,14 +57,14 @@ def launched() -> bool:
 def sharing() -> str | None:
     """How many processes share the run, as a sentence; None where no launcher was at work.
 
-    `accelerate launch --cpu --num_processes 2` starts one process, since it starts more by MPI alone: without this
-    nobody would know.
+    `accelerate launch --cpu --num_processes 2` starts one process, since with that flag it starts more by MPI alone:
+    without this nobody would know.
     """
     if here().count > 1:
         return f"{here().count} processes share this run"
     if _ACCELERATE in os.environ:
         return (
-            "1 process runs this: on CPUs accelerate launch starts more by MPI alone; "
+            "1 process runs this: accelerate launch --cpu starts more by MPI alone; "
             "torchrun --nproc-per-node 2 -m hf_longctx ... --device cpu starts two"
         )
     return None

@@ -12,6 +12,8 @@ from typing import Any
 def public_models() -> dict[str, dict[str, Any]]:
     """By short name: `source` (hub id), `status` (read or from memory), `parameters` and `config` (plain data).
 
+    Some have `also`, the hub ids of models with the same configuration.
+
     >>> public_models()["llama-3.1-8b"]["config"]["num_hidden_layers"]
     32
     """
@@ -37,7 +39,11 @@ def known_config(name: str) -> Any | None:
     from hf_longctx.hf.loading import HUB_ID, hub_id
 
     wanted = hub_id(name) or name
-    same = [short for short, entry in public_models().items() if wanted.lower() in (short, entry["source"].lower())]
+    same = [
+        short
+        for short, entry in public_models().items()
+        if wanted.lower() in (short, *(one.lower() for one in (entry["source"], *entry.get("also", ()))))
+    ]
     try:
         if Path(wanted).exists() or not same:
             if not Path(wanted).exists() and not HUB_ID.fullmatch(wanted):

@@ -91,13 +91,9 @@ def _view(run: Run, model: str, machine: Machine) -> dict[str, Any] | None:
     compared = methods(run, model, sizes, saved)
     document = wall(sizes, [method for _, method in compared], machine=machine, itemsize=ITEMSIZE, count=False)
     names = [name for name, _ in compared]
-    claims = {
-        int(claim): length_label(claim)
-        for part in run.parts
-        if part.model == model
-        for entry in part.variants.values()
-        if (claim := entry.get("claimed"))
-    }
+    entries = [entry for part in run.parts if part.model == model for entry in part.variants.values()]
+    claimed = [sizes.max_positions, *(entry.get("claimed") for entry in entries)]
+    claims = {int(claim): length_label(claim) for claim in claimed if claim}
     return {
         "model": model,
         "parameters": f"{sizes.parameters:,}",
@@ -178,5 +174,5 @@ def _tokens(count: int | None) -> str:
     for unit, letter in ((1 << 20, "M"), (1 << 10, "K")):
         if count >= unit:
             whole = count / unit
-            return f"{whole:,.0f}{letter}" if whole >= 100 else f"{int(10 * whole) / 10:g}{letter}"
+            return f"{int(whole):,}{letter}" if whole >= 100 else f"{int(10 * whole) / 10:g}{letter}"
     return str(count)
