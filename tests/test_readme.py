@@ -83,4 +83,7 @@ def test_the_table_is_the_committed_result():
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / target).exists(), target
+        path, _, heading = target.partition("#")
+        assert (ROOT / path).exists(), target
+        if heading:
+            assert f"\n## {heading.replace('-', ' ').capitalize()}\n" in (ROOT / path).read_text(), target

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_longctx.measure import evaluate, needle
-from hf_longctx.measure.controls import CONTROLS, control_of, failed, grade, is_control
+from hf_longctx.measure.controls import CONTROLS, LONE, control_of, failed, grade, is_control
 from hf_longctx.measure.evaluate import run_tasks
 from hf_longctx.measure.needle import run_needle
 from hf_longctx.measure.needles import is_hit
@@ -68,11 +68,13 @@ def test_whoever_says_the_number_that_it_sees_is_found_out(reader, model, tokeni
     found = run_tasks(model, tokenizer, **options)["variants"]["stock"]
     assert found["cells"][0]["score"] == score
     control = found["control"]
-    assert [(control[name]["hits"], control[name]["n"]) for name in CONTROLS] == [(absent, 3), (wrong, 3)]
-    assert control["trusted"] is (wrong == 0)
+    assert [(control[name]["hits"], control[name]["n"]) for name in (*CONTROLS, LONE)] == [
+        (absent, 3), (0, 0), (wrong, 3),
+    ]  # fmt: skip
+    assert ("not that the key asked for is read" in control["note"]) == bool(wrong)
     assert json.loads((tmp_path / "summary.json").read_text())["variants"]["stock"]["control"] == control
     shown = section.build(read(tmp_path).parts[0], ())["lines"][0]
-    assert shown["call"] == ("fail" if wrong else "pass")
+    assert ("not shown to be the one asked for" in shown["said"]) == bool(wrong)
     assert ("cannot be trusted" in shown["said"]) == bool(wrong)
     assert ("cannot be trusted" in (tmp_path / "report.html").read_text()) == bool(wrong)
 
@@ -114,13 +116,14 @@ def test_a_needle_run_is_not_fooled(mode, blind, model, tokenizer, monkeypatch, 
     options = {"lengths": [300, 400], "depths": 2, "trials": 3, "needles": mode, "damage": False}
     entry = run_needle(model, tokenizer, **options)["variants"]["stock"]
     assert entry["control"]["no-needle"]["hits"] == 0
-    assert entry["control"]["wrong-key"]["n"] == 6
+    name = LONE if mode == "single" else "wrong-key"
+    assert entry["control"][name]["n"] == 6
     if not blind:
         assert {one["recall"] for one in entry["lengths"]} == {1.0}
-    hits = entry["control"]["wrong-key"]["hits"]
+    hits = entry["control"][name]["hits"]
     if mode == "single":
         assert hits == (6 if blind else 0)
-        assert entry["control"]["trusted"] is (not blind)
+        assert entry["control"]["trusted"]  # with one key in the text, nobody can tell
     else:  # the value asked for is one of two
         assert 0 < hits < 6 if blind else hits == 0
 

@@ -90,7 +90,7 @@ def test_stopped_after_any_row_it_ends_with_the_same_rows(model, tokenizer, tmp_
                 (out / "rows.jsonl").write_bytes(torn[:-20])
                 seen.pop()
             assert json.loads((out / "summary.json").read_text())["variants"]["stock"]["cells"]
-    assert stops == 9  # 48 rows in fives, and once more for the torn row
+    assert stops == 10  # 48 rows in fives, and once more for the torn row
     assert len(seen) == 48
     assert rows_of(out) == rows_of(tmp_path / "whole")
     for name in ("stock", "window", "yarn2"):

@@ -59,7 +59,7 @@ def test_a_run_leaves_rows_a_summary_a_page_and_the_model_as_it_was(model, token
     assert summary["variants"]["window"]["dispatched"]["implementation"] == "longctx"
     # Every variant is asked the same.
     asked = [[row[key] for key in ("question", "expected", "context", "needle_at")] for row in rows.values()]
-    assert asked[:8] == asked[8:16] == asked[16:]
+    assert asked[:10] == asked[10:20] == asked[20:]
 
 
 def test_a_patched_model_runs_beside_its_stock_self(model, tokenizer, quick):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_longctx.measure.controls import WRONG_KEY, kind_of
 from hf_longctx.measure.haystack import Haystack
 from hf_longctx.measure.needles import typical_needles
 from hf_longctx.measure.prompts import STYLES, Codec, build_prompt
@@ -16,7 +17,7 @@ from hf_longctx.measure.sharing import group, spent_tokens
 def test_every_prompt_has_its_length_its_needle_and_one_bos(make_grid, tokenizer, style, mode, values):
     grid = make_grid(tokenizer, style=style, mode=mode, values=values)
     probes = grid.probes(0)
-    assert len(probes) == 2 * (3 + 1)
+    assert len(probes) == 2 * (3 + 2)
     for probe in probes:
         assert probe.reason is None
         ids = probe.prompt()
@@ -31,7 +32,7 @@ def test_every_prompt_has_its_length_its_needle_and_one_bos(make_grid, tokenizer
             assert ids[probe.needle_at : probe.needle_at + len(probe.needle_ids)] == list(probe.needle_ids)
             assert probe.excerpt(grid.codec)["needle"].strip() == probe.needle.sentence
         else:
-            assert probe.needle.value not in text
+            assert (probe.needle.value in text) == (probe.kind == kind_of(WRONG_KEY))
             assert probe.needle.relation not in text.replace(probe.needle.question, "").replace(
                 probe.needle.prefix, ""
             )

@@ -8,9 +8,9 @@ Each is a scored question with one thing changed, scored against the very value 
   said is right. Hits come from a model that says the value it sees whatever is asked: the rate is the part of the
   score that does not depend on the question. (A longer question leaves the text a few tokens less.)
 
-Both must be about 0. Where one is not, the score cannot be trusted. With a single value in the text a wrong key is a
-severe test: many models say that value. Then the score tells that a value is found, not that the one asked for is; a
-task with several keys tells that.
+Both must be about 0. Where one is not, the score cannot be trusted. Where the text holds one key only (`lone`), the
+wrong key judges the task and not the model: whoever finds the value names it, whatever is asked. There its hits are
+told, with what they leave open: that the key asked for was read. A task with several keys tells that.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .wilson import wilson
 NO_NEEDLE, WRONG_KEY = "no-needle", "wrong-key"
 CONTROLS = (NO_NEEDLE, WRONG_KEY)
 """The controls by name."""
+LONE = "only-key"
+"""Under which a summary counts wrong keys in texts of one key."""
 
 LIMIT = 0.05
 """Share of unanswerable questions a model may seem to answer before its score is no longer believed."""
@@ -30,6 +32,8 @@ LIMIT = 0.05
 _ANSWERED = {
     NO_NEEDLE: 'questions about a needle that was never there were "answered"',
     WRONG_KEY: "questions for a key that was never there were given another key's value",
+    LONE: "questions for a key that was never there were given the one value of the text, so the score tells that a "
+    "value is found, not that the key asked for is read",
 }
 _MEANS = {
     NO_NEEDLE: "it names values that were never planted",
@@ -74,9 +78,10 @@ def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         rows: Rows of one variant; all but the scored ones of a control are passed over. Any score above 0 is a hit.
 
     Returns:
-        ``{"trusted", "note", "no-needle", "wrong-key"}``: each control has ``n``, ``hits``, ``low`` and ``high`` (95%
-        Wilson); ``trusted`` is False if the lower bound of one is above `LIMIT`, None if no control was scored, else
-        True. A run of an earlier version has no wrong key, and is judged by the other alone.
+        ``{"trusted", "failed", "note", "no-needle", "wrong-key", "only-key"}``: each control has ``n``, ``hits``, ``low``
+        and ``high`` (95% Wilson). ``failed`` names those whose lower bound is above `LIMIT`; ``trusted`` is False
+        where there are any, None if no control was scored, else True. ``only-key`` holds the wrong keys in texts of one
+        key, which are in none of these. A run of an earlier version has no wrong key, and is judged by the other alone.
 
     Examples:
         >>> grade([{"kind": "control", "outcome": "hit"}] * 3)["note"]
@@ -87,24 +92,26 @@ def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         >>> found["trusted"], found["wrong-key"]["hits"], found["no-needle"]["n"]
         (False, 3, 0)
     """
-    scored: dict[str, list[bool]] = {name: [] for name in CONTROLS}
+    scored: dict[str, list[bool]] = {name: [] for name in (*CONTROLS, LONE)}
     for row in rows:
         name = control_of(row)
         if name is not None and row["outcome"] != "invalid":
-            scored[name].append(row["outcome"] == "hit" or (row.get("score") or 0.0) > 0)
+            lone = name == WRONG_KEY and row.get("lone")
+            scored[LONE if lone else name].append(row["outcome"] == "hit" or (row.get("score") or 0.0) > 0)
     found: dict[str, Any] = {}
     for name, hits in scored.items():
         low, high = wilson(sum(hits), len(hits))
         found[name] = {"n": len(hits), "hits": sum(hits), "low": low, "high": high}
-    asked = [name for name in CONTROLS if found[name]["n"]]
-    failed = [name for name in asked if found[name]["low"] > LIMIT]
-    if not asked:
-        return {"trusted": None, "note": "no control was scored", **found}
+    asked = [name for name in scored if found[name]["n"]]
+    failed = [name for name in asked if name != LONE and found[name]["low"] > LIMIT]
+    if not any(found[name]["n"] for name in CONTROLS):
+        return {"trusted": None, "failed": [], "note": "no control was scored", **found}
+    asked = [name for name in asked if name != LONE or found[LONE]["hits"]]
     counts = {name: f"{found[name]['hits']} of {found[name]['n']} {_ANSWERED[name]}" for name in asked}
     if failed:
         note = f"{' and '.join(counts[name] for name in failed)}: its score cannot be trusted"
-        return {"trusted": False, "note": note, **found}
-    return {"trusted": True, "note": "; ".join(counts.values()), **found}
+        return {"trusted": False, "failed": failed, "note": note, **found}
+    return {"trusted": True, "failed": [], "note": "; ".join(counts.values()), **found}
 
 
 def failed(control: Mapping[str, Any]) -> list[str]:
@@ -118,8 +125,7 @@ def failed(control: Mapping[str, Any]) -> list[str]:
     """
     if control.get("trusted") is not False:
         return []
-    found = [name for name in CONTROLS if control.get(name, {}).get("low", 0.0) > LIMIT]
-    return found or [NO_NEEDLE]
+    return list(control.get("failed") or [NO_NEEDLE])
 
 
 def meaning(names: Sequence[str]) -> str:
@@ -138,7 +144,9 @@ def counts(control: Mapping[str, Any]) -> str:
     'no-needle 0/3, wrong-key not asked'
     """
     parts = []
-    for name in CONTROLS:
+    for name in (*CONTROLS, LONE):
         one = control.get(name, {"n": 0})
+        if name == LONE and not one["n"]:
+            continue
         parts.append(f"{name} {one['hits']}/{one['n']}" if one["n"] else f"{name} not asked")
     return ", ".join(parts)

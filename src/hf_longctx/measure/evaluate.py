@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .controls import CONTROLS, kind_of
+from .controls import CONTROLS, WRONG_KEY, kind_of
 from .environment import origin
 from .grid import check_lengths
 from .haystack import Haystack, open_haystack
@@ -240,6 +240,8 @@ class Evaluation:
             "answer": None,
             "prompt_tokens": 0,
         }
+        if control == WRONG_KEY:
+            row["lone"] = find(task).lone
         try:
             prompt = self.prompt(task, length, trial, control=control)
         except Unfit as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_longctx.hf.lengths import held_length, length_dependent
 
+from .controls import WRONG_KEY, control_of
 from .damage import Damage, Listener, summarise_damage
 from .environment import origin
 from .grid import Grid, Probe, build_grid
@@ -272,6 +273,8 @@ class _Work:
             "prompt_tokens": probe.at + len(probe.rest),
             "seconds": 0.0,
         }
+        if control_of(row) == WRONG_KEY:
+            row["lone"] = self.grid.mode == "single"
         row.update(found)
         self.store.add_row(row)
         if self.on_row is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_longctx.measure.controls import CONTROLS, failed, meaning
+from hf_longctx.measure.controls import CONTROLS, LONE, failed, meaning
 from hf_longctx.measure.runs import Part
 
 TITLE = "Can the score be trusted?"
@@ -15,15 +15,20 @@ def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     """Hits of each variant in each control, and what they mean."""
     if not part.recall:
         return None
-    return {"controls": CONTROLS, "lines": [_line(name, entry["control"]) for name, entry in part.variants.items()]}
+    controls = (*CONTROLS, *([LONE] if any(entry["control"][LONE]["n"] for entry in part.variants.values()) else []))
+    lines = [_line(name, entry["control"], controls) for name, entry in part.variants.items()]
+    return {"controls": controls, "lines": lines}
 
 
-def _line(name: str, control: Mapping[str, Any]) -> dict[str, Any]:
+def _line(name: str, control: Mapping[str, Any], controls: Sequence[str]) -> dict[str, Any]:
     trusted, hits = control["trusted"], sum(control[one]["hits"] for one in CONTROLS)
-    said = {None: "no control was scored", True: "acceptable" if hits else "clean"}
+    clean = "acceptable" if hits else "clean"
+    if control[LONE]["hits"]:
+        clean += "; a value is found, but not shown to be the one asked for"
+    said = {None: "no control was scored", True: clean}
     return {
         "name": name,
-        "counts": [control[one] for one in CONTROLS],
+        "counts": [control[one] for one in controls],
         "call": {None: "undecided", True: "pass", False: "fail"}[trusted],
         "said": said.get(trusted) or f"its score cannot be trusted: {meaning(failed(control))}",
     }

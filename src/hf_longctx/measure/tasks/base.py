@@ -87,6 +87,7 @@ class Task:
         budget: most answer tokens.
         source: paper and definition.
         control: whether there are questions without an answer; where all of the text is the answer there are none.
+        lone: whether the text holds one key, so that its value can be found without reading which key is asked for.
         files: the form of the user's file that it needs, or None.
         sample: gives what such a file may hold, a small one of our own writing: to look at, not to score.
     """
@@ -98,6 +99,7 @@ class Task:
     budget: int
     source: str
     control: bool = True
+    lone: bool = False
     files: str | None = None
     sample: Callable[[], Any] | None = None
 
@@ -193,6 +195,7 @@ def task(
     budget: int,
     source: str,
     control: bool = True,
+    lone: bool = False,
     files: str | None = None,
     sample: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[[Draft], Material]], Task]:
@@ -203,6 +206,7 @@ def task(
         budget: most answer tokens.
         source: paper and definition.
         control: whether there are questions without an answer.
+        lone: whether the text holds one key.
         files: the form of the user's file that it needs.
         sample: gives what such a file may hold.
 
@@ -221,7 +225,7 @@ def task(
         if known is not None and known.draw.__module__ != draw.__module__:
             raise ValueError(f"task name {name!r} is taken by {known.draw.__module__}: choose another")
         summary = inspect.cleandoc(draw.__doc__ or name).splitlines()[0]
-        REGISTRY[name] = Task(name, summary, draw, rule, budget, source, control, files, sample)
+        REGISTRY[name] = Task(name, summary, draw, rule, budget, source, control, lone, files, sample)
         return REGISTRY[name]
 
     return register

@@ -67,7 +67,12 @@ words that tell of another answer: a text that holds one may know of somebody el
 not hidden there."""
 
 
-@task(rule="all", budget=24, source="after the idea of NoLiMa (arXiv 2502.05167); facts and questions are ours")
+@task(
+    rule="all",
+    budget=24,
+    source="after the idea of NoLiMa (arXiv 2502.05167); facts and questions are ours",
+    lone=True,
+)
 def latent_fact(draft: Draft) -> Material:
     """The name in a fact that answers a question without sharing a word with it, in natural text."""
     told = {words: (fact, question) for fact, question, words in draft.rng.sample(FACTS, len(FACTS))}

@@ -14,7 +14,7 @@ from .draft import Draft, Material
 from .niah import BUDGET, SOURCE, needles
 
 
-@task(rule="all", budget=BUDGET, source=SOURCE)
+@task(rule="all", budget=BUDGET, source=SOURCE, lone=True)
 def niah_multivalue(draft: Draft) -> Material:
     """Four numbers of one key, all asked for, in natural text."""
     return needles(draft, values=4)

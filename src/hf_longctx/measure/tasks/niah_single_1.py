@@ -14,7 +14,7 @@ from .draft import Draft, Material
 from .niah import BUDGET, SOURCE, needles
 
 
-@task(rule="all", budget=BUDGET, source=SOURCE)
+@task(rule="all", budget=BUDGET, source=SOURCE, lone=True)
 def niah_single_1(draft: Draft) -> Material:
     """One number in repeated filler: tests the addressing of a position, little more."""
     return needles(draft, haystack="filler")

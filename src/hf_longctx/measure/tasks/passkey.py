@@ -14,7 +14,7 @@ from .draft import Context, Draft, Material
 from .fill import hide
 
 
-@task(rule="all", budget=16, source="Landmark Attention (arXiv 2305.16300), section 4.2: pass key")
+@task(rule="all", budget=16, source="Landmark Attention (arXiv 2305.16300), section 4.2: pass key", lone=True)
 def passkey(draft: Draft) -> Material:
     """The easy one: a five-digit pass key, said twice, in repeated filler. A pass says little."""
     value = str(draft.rng.randrange(10_000, 100_000))

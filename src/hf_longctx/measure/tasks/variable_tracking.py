@@ -21,7 +21,7 @@ _NAMES = 5
 _EXAMPLE_SENTENCES = 10
 
 
-@task(rule="all", budget=30, source="RULER (arXiv 2404.06654), variable tracking: 1 chain, 4 hops")
+@task(rule="all", budget=30, source="RULER (arXiv 2404.06654), variable tracking: 1 chain, 4 hops", lone=True)
 def variable_tracking(draft: Draft) -> Material:
     """Every variable that a chain of four assignments gives one value, in repeated filler; one example first."""
     rng = draft.rng
