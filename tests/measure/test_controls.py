@@ -75,8 +75,7 @@ def test_whoever_says_the_number_that_it_sees_is_found_out(reader, model, tokeni
     assert json.loads((tmp_path / "summary.json").read_text())["variants"]["stock"]["control"] == control
     shown = section.build(read(tmp_path).parts[0], ())["lines"][0]
     assert ("not shown to be the one asked for" in shown["said"]) == bool(wrong)
-    assert ("cannot be trusted" in shown["said"]) == bool(wrong)
-    assert ("cannot be trusted" in (tmp_path / "report.html").read_text()) == bool(wrong)
+    assert ("not shown to be the one asked for" in (tmp_path / "report.html").read_text()) == bool(wrong)
 
 
 @pytest.mark.parametrize("mode", ["shared", "single"])

@@ -14,7 +14,7 @@ from hf_longctx.cli.effective import effective, parse_budget, parse_files
 from hf_longctx.hf import loading
 from hf_longctx.measure import evaluate, report, subject
 from hf_longctx.measure.climb import run_effective
-from hf_longctx.measure.controls import CONTROLS, control_of
+from hf_longctx.measure.controls import CONTROLS, LONE, control_of
 from hf_longctx.measure.evaluate import Evaluation, run_tasks
 from hf_longctx.measure.report import load
 from hf_longctx.measure.tally import numbers, pair, scores
@@ -62,7 +62,7 @@ def test_a_row_says_what_was_asked_and_found(model, tokenizer, tmp_path):
         assert row["prompt_tokens"] == len(prompt.ids)
         assert row["score"] == prompt.score(row["answer"])
         assert (row["depth"] is None) == (control_of(row) == "no-needle")
-    assert [summary["variants"]["stock"]["control"][name]["n"] for name in CONTROLS] == [4, 4]
+    assert [summary["variants"]["stock"]["control"][name]["n"] for name in (*CONTROLS, LONE)] == [4, 2, 2]
     assert summary["variants"]["stock"]["lengths"][0]["n"] == 2
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert [one["other"] for one in summary["paired"]] == ["window", "yarn2"]

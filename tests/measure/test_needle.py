@@ -11,7 +11,7 @@ import torch
 
 from hf_longctx import describe, is_patched, patch
 from hf_longctx.measure import report, run_needle, subject
-from hf_longctx.measure.controls import CONTROLS
+from hf_longctx.measure.controls import CONTROLS, LONE
 from hf_longctx.measure.store import row_key
 
 VARIANTS = ["yarn2: rope=yarn:2", "window: attention=window:40+global:4"]
@@ -145,7 +145,8 @@ def test_stopped_after_any_row_it_goes_on_from_there(model, tokenizer, tmp_path,
             stops += 1
             summary = json.loads((out / "summary.json").read_text())
             measured = sum(cell["n"] for cell in summary["variants"]["stock"]["cells"])
-            assert measured + sum(summary["variants"]["stock"]["control"][name]["n"] for name in CONTROLS) == stops
+            control = summary["variants"]["stock"]["control"]
+            assert measured + sum(control[name]["n"] for name in (*CONTROLS, LONE)) == stops
     assert stops == len(rows_of(whole)) == 8
     assert rows_of(out) == rows_of(whole)
 

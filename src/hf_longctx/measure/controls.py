@@ -78,10 +78,10 @@ def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         rows: Rows of one variant; all but the scored ones of a control are passed over. Any score above 0 is a hit.
 
     Returns:
-        ``{"trusted", "failed", "note", "no-needle", "wrong-key", "only-key"}``: each control has ``n``, ``hits``, ``low``
-        and ``high`` (95% Wilson). ``failed`` names those whose lower bound is above `LIMIT`; ``trusted`` is False
-        where there are any, None if no control was scored, else True. ``only-key`` holds the wrong keys in texts of one
-        key, which are in none of these. A run of an earlier version has no wrong key, and is judged by the other alone.
+        ``{"trusted", "failed", "note", "no-needle", "wrong-key", "only-key"}``: each control has ``n``, ``hits``,
+        ``low`` and ``high`` (95% Wilson). ``failed`` names those whose lower bound is above `LIMIT`; ``trusted`` is
+        False where there are any, None if no control was scored, else True. ``only-key`` holds the wrong keys in texts
+        of one key, which are in none of these. A run of an earlier version has no wrong key, and is judged by the other.
 
     Examples:
         >>> grade([{"kind": "control", "outcome": "hit"}] * 3)["note"]
