@@ -451,7 +451,7 @@ def test_the_command_shows_before_and_after(run, tiny_folder, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     assert "perplexity" in out
-    assert all(name in out for name in ("base model", "scaled,", "this model"))
+    assert all(word in out for word in ("base", "scaled,", "KL, this"))  # headings break in a narrow terminal
     assert "under yarn:2" in out
     assert err.count("tokens/s") == 2
     assert "training: 2 steps, 256 tokens, by 1 process; about 0:01:00" in err

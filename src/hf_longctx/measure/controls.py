@@ -80,8 +80,8 @@ def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``{"trusted", "failed", "note", "no-needle", "wrong-key", "only-key"}``: each control has ``n``, ``hits``,
         ``low`` and ``high`` (95% Wilson). ``failed`` names those whose lower bound is above `LIMIT`; ``trusted`` is
-        False where there are any, None if no control was scored, else True. ``only-key`` holds the wrong keys in texts
-        of one key, which are in none of these. A run of an earlier version has no wrong key, and is judged by the other.
+        False where there are any, None if no control was scored, else True. ``only-key`` holds the wrong keys in
+        texts of one key, which are in none of these. A run of an earlier version has no wrong key.
 
     Examples:
         >>> grade([{"kind": "control", "outcome": "hit"}] * 3)["note"]
