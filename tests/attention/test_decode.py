@@ -172,3 +172,17 @@ def test_a_row_that_sees_nothing_is_zero_and_differentiable():
     out.sum().backward()
     assert (q.grad == 0).all()
     assert k.grad is None or (k.grad == 0).all()
+
+
+def test_what_inference_mode_remembered_is_not_for_training():
+    valid = torch.ones(1, 200, dtype=torch.bool)
+    valid[0, :5] = False
+    q, k, v = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 200, 16), torch.randn(1, 2, 200, 16)
+    text = "strided:10,7+dilated:40,3"
+    with torch.inference_mode():
+        known = attend(q, k, v, text, valid=valid)
+    q.requires_grad_()
+    out = attend(q, k, v, text, valid=valid)
+    out.sum().backward()
+    assert torch.equal(out.detach(), known)
+    assert q.grad.isfinite().all()

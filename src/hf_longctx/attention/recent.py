@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, is_inference_mode_enabled
 
 _Value = TypeVar("_Value")
 
@@ -29,7 +29,11 @@ class Recent(Generic[_Value]):
         return len(self._kept)
 
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
-        """The value of `key`, made if it is not there."""
+        """The value of `key`, made if it is not there.
+
+        What was made in inference mode is for inference mode alone: autograd refuses its tensors.
+        """
+        key = (key, is_inference_mode_enabled())
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, parse_lengths, trained
+from hf_longctx.cli.shared import Device, Dtype, Model, command_line, one_length, page_of, parse_lengths, trained
 
 
 def _list_recipes(asked: bool) -> None:
@@ -154,3 +154,5 @@ def _show(record: dict[str, Any], out: Path) -> None:
         f"{out}: {record['settings']['model']} for {final['window']:,} tokens under {final['rope']}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
+    for line in page_of(out):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

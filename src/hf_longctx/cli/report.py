@@ -18,8 +18,9 @@ def report(
         str | None, typer.Option("--overlay", help="Published model to draw beside it, as in `hf-longctx models`.")
     ] = None,
     memory: Annotated[
-        str, typer.Option("--memory", help="Machine of the memory wall, as for `hf-longctx wall`: h100, 24GB.")
-    ] = "h100",
+        str | None,
+        typer.Option("--memory", help="Machine of the memory wall, as for `hf-longctx wall`: 24GB. [default: h100]"),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option("--page", help="File of the comparison. [default: RUN_B/comparison.html]")
     ] = None,
@@ -40,13 +41,15 @@ def report(
     if other is not None:
         if overlay is not None:
             raise ValueError(f"--overlay {overlay!r}: a comparison draws no published model; give one RUN")
+        if memory is not None:
+            raise ValueError(f"--memory {memory!r}: a comparison draws no memory wall; give one RUN")
         if limits:
             raise ValueError(f"--fail-under {fail_under[0]!r}: a comparison has no gate; give one RUN")  # type: ignore[index]
         _compare(run, other, page or other / "comparison.html", as_json)
         return
     if page is not None:
         raise ValueError(f"--page {str(page)!r}: it is for comparing two runs; a run's page is RUN/report.html")
-    written = write(run, overlay=overlay, memory=memory)
+    written = write(run, overlay=overlay, memory=memory or "h100")
     if as_json:
         parts = {part.name: dict(part.summary) for part in runs.read(run).parts}
         typer.echo(json.dumps({"written": [str(path) for path in written], "parts": parts}, ensure_ascii=False))

@@ -4,13 +4,12 @@ Each is a scored question with one thing changed, scored against the very value 
 
 - `no-needle`: the fact is not in the text. Hits come from guessing, from what the model knew before, or from a scoring
   that is too lenient.
-- `wrong-key`: the fact is in the text, and the question is for a key of the same kind that was never planted. Nothing
-  said is right. Hits come from a model that says the value it sees whatever is asked: the rate is the part of the
-  score that does not depend on the question. (A longer question leaves the text a few tokens less.)
+- `wrong-key`: the text is the same, and the question is for another of its keys. Hits come from a model that says one
+  value whatever is asked: the rate is the part of the score that does not depend on the question.
 
-Both must be about 0. Where one is not, the score cannot be trusted. Where the text holds one key only (`lone`), the
-wrong key judges the task and not the model: whoever finds the value names it, whatever is asked. There its hits are
-told, with what they leave open: that the key asked for was read. A task with several keys tells that.
+Both must be about 0. Where one is not, the score cannot be trusted. Some texts hold no other key to ask for (`lone`);
+there the wrong key is one that was never planted. A model that names the value all the same may still find what it is
+asked for, so these are told apart, with what they leave open: that the key was read. A task with several keys tells.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from .wilson import wilson
 NO_NEEDLE, WRONG_KEY = "no-needle", "wrong-key"
 CONTROLS = (NO_NEEDLE, WRONG_KEY)
 """The controls by name."""
-LONE = "only-key"
-"""Under which a summary counts wrong keys in texts of one key."""
+LONE = "absent-key"
+"""Under which a summary counts wrong keys that the text does not hold."""
 
 LIMIT = 0.05
 """Share of unanswerable questions a model may seem to answer before its score is no longer believed."""
 
 _ANSWERED = {
     NO_NEEDLE: 'questions about a needle that was never there were "answered"',
-    WRONG_KEY: "questions for a key that was never there were given another key's value",
-    LONE: "questions for a key that was never there were given the one value of the text, so the score tells that a "
+    WRONG_KEY: "questions for another key were given this key's value",
+    LONE: "questions for a key that was never there were given the value of one that was, so the score tells that a "
     "value is found, not that the key asked for is read",
 }
 _MEANS = {
@@ -78,10 +77,10 @@ def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         rows: Rows of one variant; all but the scored ones of a control are passed over. Any score above 0 is a hit.
 
     Returns:
-        ``{"trusted", "failed", "note", "no-needle", "wrong-key", "only-key"}``: each control has ``n``, ``hits``,
+        ``{"trusted", "failed", "note", "no-needle", "wrong-key", "absent-key"}``: each control has ``n``, ``hits``,
         ``low`` and ``high`` (95% Wilson). ``failed`` names those whose lower bound is above `LIMIT`; ``trusted`` is
-        False where there are any, None if no control was scored, else True. ``only-key`` holds the wrong keys in
-        texts of one key, which are in none of these. A run of an earlier version has no wrong key.
+        False where there are any, None if no control was scored, else True. ``absent-key`` holds the wrong
+        keys that no text holds, which are in none of these. A run of an earlier version has no wrong key.
 
     Examples:
         >>> grade([{"kind": "control", "outcome": "hit"}] * 3)["note"]

@@ -111,6 +111,7 @@ class Evaluation:
                 "files": {name: _digest(path) for name, path in self.files.items()},
                 "style": style,
                 "chunk": CHUNK,
+                "prompts": 2,  # how tasks draw and score; one more when that changes, so that rows never mix
             }
             command = command or f"hf_longctx.measure.evaluate, tasks {', '.join(self.names)}"
             facts = {
@@ -172,7 +173,8 @@ class Evaluation:
             The mean over the tasks, from 0 to 1; None if one of them could not be asked.
         """
         for task in self.tasks:
-            for control in (None, *(CONTROLS if task.control and trial < self.controls else ())):
+            # Controls first: a search that goes on takes a trial that has its scored row as done.
+            for control in (*(CONTROLS if task.control and trial < self.controls else ()), None):
                 self._ask(variant.name, task.name, length, trial, control)
         rows = [self._rows[variant.name, name, length, trial] for name in self.names]
         return None if any(row["outcome"] == "invalid" for row in rows) else sum(r["score"] for r in rows) / len(rows)

@@ -178,7 +178,8 @@ class Grid:
                 scored.append(probe)
                 yield probe
             random.Random(self._key(trial, f"wrong-key/{length}")).shuffle(scored)
-            yield self._wrong_key(length, stranger, scored)
+            # Another planted fact is asked for; where there is none, one that was never there.
+            yield self._wrong_key(length, scored[0].needle if len(scored) > 1 else stranger, scored)
             yield self._control(length, control, trunk=trunk, room=rooms[length])
 
     def _single(self, trial: int) -> Iterator[Probe]:
@@ -240,13 +241,13 @@ class Grid:
         at = len(self.prompt.head) + room
         return self._probe(length, None, needle, trunk=trunk, at=at, needle_at=None, needle_ids=(), kind=kind)
 
-    def _wrong_key(self, length: int, stranger: Needle, scored: Sequence[Probe]) -> Probe:
-        """The last of the scored prompts with a question for a fact that is not there, and the value that it has."""
+    def _wrong_key(self, length: int, other: Needle, scored: Sequence[Probe]) -> Probe:
+        """The last of the scored prompts with the question for another fact, and the value that it had."""
         kind = kind_of(WRONG_KEY)
         if not scored:
-            return self._without_room(length, None, stranger, 0, kind)
+            return self._without_room(length, None, other, 0, kind)
         fooled = scored[-1]
-        asked = replace(stranger, value=fooled.needle.value)
+        asked = replace(other, value=fooled.needle.value)
         before = fooled.rest[: len(fooled.rest) - len(self.prompt.tail(fooled.needle))]
         rest = (*before, *self.prompt.tail(asked))
         return replace(fooled, depth=None, kind=kind, needle=asked, rest=rest)

@@ -63,6 +63,10 @@ def sharing() -> str | None:
     if here().count > 1:
         return f"{here().count} processes share this run"
     if _ACCELERATE in os.environ:
+        import torch
+
+        if torch.cuda.is_available():
+            return "1 process runs this"
         return (
             "1 process runs this: accelerate launch --cpu starts more by MPI alone; "
             "torchrun --nproc-per-node 2 -m hf_longctx ... --device cpu starts two"

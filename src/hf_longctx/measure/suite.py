@@ -32,8 +32,8 @@ KINDS = {"needle": "needle", "effective": "tasks", "tasks": "tasks", "cost": "co
 """Kind of a part in the file to kind of its folder in `suite.json`."""
 
 _MAY_CHANGE = {
-    "variant", "attention", "rope", "no-stock", "no-standard", "trials", "budget", "bisections", "confidence", "task",
-    "timeout", "memory", "retry",
+    "variant", "attention", "rope", "mamba", "no-stock", "no-standard", "trials", "budget", "bisections", "confidence",
+    "task", "timeout", "memory", "retry",
 }  # fmt: skip
 """Options that a run's folder may gain by, or that change no row; `lengths` too, except for needles."""
 

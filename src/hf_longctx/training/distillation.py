@@ -130,8 +130,8 @@ def distill(
     if str(model.dtype) == "torch.float16":
         raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")
     work = _Work(run, model, tokenizer, corpus, processes)
-    work.before()
     run.save(**origin(source=OPTIMIZER.source, data=corpus.label, command=command))
+    work.before()
     work.train(
         phases, micro_batch=micro_batch, accumulation=times, checkpointing=checkpointing,
         save_every=save_every, report_to=report_to, progress=progress,

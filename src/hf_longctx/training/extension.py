@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .rehearsal import Rehearsal, check_memory
 from .stage_plan import plan_stages
 from .stages import accumulation, open_run, origin, processes_for
 from .tuning import check_tune
+
+_FLOAT16 = "dtype is float16, in which gradients vanish: choose bfloat16 or float32"
 
 
 def extend(
@@ -120,6 +123,8 @@ def extend(
         raise ValueError("merge=False saves the adapter alone, and tune='full' makes none: leave one of them out")
     if named:
         check_place(dtype, device)
+    if str(dtype).removeprefix("torch.") == "float16":
+        raise ValueError(_FLOAT16)
     if not named and tokenizer is None:
         raise ValueError("tokenizer is None: give the loaded model's tokenizer, or the model by name")
     config = load_config(model) if named else model.config
@@ -148,6 +153,7 @@ def extend(
         "pose": pose, "attention": attention, "seed": seed, "merge": merge, "tile": tile,
     }  # fmt: skip
     run = open_run(Path(out), settings, kind="extend", processes=processes)
+    _same_needles(run.record, needle)
     if run.record["finished"]:
         return run.record
     ahead = Rehearsal(
@@ -161,7 +167,12 @@ def extend(
     if named:
         model = _load(model, tuned, dtype, device, processes)
     if str(model.dtype) == "torch.float16":
-        raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")
+        raise ValueError(_FLOAT16)
+    if needle and tuned == "full" and str(model.dtype) != "torch.float32":
+        raise ValueError(
+            f"dtype is {str(model.dtype).removeprefix('torch.')} with tune='full', which trains and saves float32, "
+            "so the needle tests before and after would not ask alike: load the model in float32, or leave needle out"
+        )
     check_memory(model, ahead.needle)
     run.save(
         trained_length=numbers.trained,
@@ -194,3 +205,13 @@ def _load(name: str, tuned: str, dtype: str | None, device: str | None, processe
         # Updates of a full fine-tune vanish in bfloat16, so the weights stay in float32 under autocast.
         dtype = "float32" if tuned == "full" else "bfloat16"
     return load_weights(name, dtype=dtype, device=where)
+
+
+def _same_needles(record: dict[str, Any], needle: Sequence[int]) -> None:
+    """Refuse other lengths than those that a run asked at before training: both tests must ask alike."""
+    asked = sorted(int(length) for length in next(iter(record.get("needle", {}).values()), ()))
+    if needle and asked and asked != sorted(set(needle)):
+        raise ValueError(
+            f"needle is {', '.join(map(str, needle))}, and this run asked at {', '.join(map(str, asked))} before "
+            "training: give the same lengths, or begin in another folder"
+        )

@@ -129,7 +129,7 @@ class ExtensionRun:
             damage=False,  # the held-out text tells it, with the base model's logits from before training
             out=self.run.folder / NEEDLE,
             stock=stock,
-            model_name=self.run.record.get("base_model") or self.run.record["settings"]["model"],
+            model_name=self.run.record.get("base_model") or Path(self.run.record["settings"]["model"]).name,
             command=self.run.record.get("command"),
         )
         self.run.save(needle=needles_found(summary))

@@ -76,7 +76,7 @@ def _without_needles(prompt, tokenizer):
 
 
 @pytest.mark.parametrize("name", WITH_CONTROL)
-def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files):
+def test_a_wrong_key_is_asked_of_the_same_text_and_has_another_value_or_none(name, files):
     for seed in range(3):
         tokenizer = WordTokenizer()
 
@@ -93,7 +93,8 @@ def test_a_wrong_key_is_asked_of_the_same_text_and_is_nowhere_in_it(name, files)
         keys = set(re.findall(r"[\w-]{5,}", wrong.question)) - set(re.findall(r"[\w-]{5,}", asked.question))
         if name not in ("latent_fact", "passkey", "qa_1", "qa_2"):  # whose questions hold no key
             assert keys
-            assert not any(re.search(rf"\b{re.escape(key)}\b", text) for key in keys)
+            held = any(re.search(rf"\b{re.escape(key)}\b", text) for key in keys)
+            assert held is not find(name).lone
         if name == "qa_1":
             assert f"Town {re.search('[0-9]+', wrong.question)[0]} lies" not in text
         if not name.startswith("qa"):  # where other documents fill the room

@@ -87,7 +87,7 @@ class Task:
         budget: most answer tokens.
         source: paper and definition.
         control: whether there are questions without an answer; where all of the text is the answer there are none.
-        lone: whether the text holds one key, so that its value can be found without reading which key is asked for.
+        lone: whether the text holds no other key to ask for, so that a wrong key is one that is not there.
         files: the form of the user's file that it needs, or None.
         sample: gives what such a file may hold, a small one of our own writing: to look at, not to score.
     """
@@ -206,7 +206,7 @@ def task(
         budget: most answer tokens.
         source: paper and definition.
         control: whether there are questions without an answer.
-        lone: whether the text holds one key.
+        lone: whether no other key of the text can be asked for.
         files: the form of the user's file that it needs.
         sample: gives what such a file may hold.
 

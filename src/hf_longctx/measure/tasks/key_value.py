@@ -24,12 +24,13 @@ from .fill import stack
 def key_value(draft: Draft) -> Material:
     """The value of one key of a JSON object of UUID pairs."""
     (depth,) = draft.depths(1)
-    key, value, other = (draw_value("uuid", draft.rng) for _ in range(3))
-    asked_key = other if draft.wrong_key else key
+    key, value = (draw_value("uuid", draft.rng) for _ in range(2))
+    asked_key = next(_pairs(draft.seed))[0] if draft.wrong_key else key
 
     def fill(room: int) -> Context:
         asked = [(_pair(key, value), depth)] if draft.planted else []
-        return stack(draft.codec, _pairs(draft.seed), asked, room, opening="{", between=",\n ", closing="}")
+        others = (_pair(*one) for one in _pairs(draft.seed))
+        return stack(draft.codec, others, asked, room, opening="{", between=",\n ", closing="}")
 
     return Material(
         instruction="Read the value of one key in the JSON object below.",
@@ -45,8 +46,8 @@ def _pair(key: str, value: str) -> str:
     return f'"{key}": "{value}"'
 
 
-def _pairs(seed: str) -> Iterator[str]:
+def _pairs(seed: str) -> Iterator[tuple[str, str]]:
     rng = random.Random(f"{seed}/others")
     drawn = distinct(lambda: draw_value("uuid", rng))
     while True:
-        yield _pair(next(drawn), next(drawn))
+        yield next(drawn), next(drawn)

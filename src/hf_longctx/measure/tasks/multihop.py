@@ -24,7 +24,7 @@ _LINK = "{} gave the parcel to {}."
 @task(rule="all", budget=24, source="ours; chains of facts as in BABILong (arXiv 2406.10149) and RULER's tracking")
 def multihop(draft: Draft) -> Material:
     """Who holds a parcel after three hand-overs, scattered in any order, among two other chains; natural text."""
-    people = list(itertools.islice(draft.unseen(draft.rng.sample(NAMES, len(NAMES))), _CHAINS * (_HOPS + 1) + 1))
+    people = list(itertools.islice(draft.unseen(draft.rng.sample(NAMES, len(NAMES))), _CHAINS * (_HOPS + 1)))
     chains = [people[index * (_HOPS + 1) : (index + 1) * (_HOPS + 1)] for index in range(_CHAINS)]
     links = [[_LINK.format(*pair) for pair in zip(chain, chain[1:])] for chain in chains]
     depths = draft.depths(_HOPS * _CHAINS)
@@ -38,7 +38,7 @@ def multihop(draft: Draft) -> Material:
             draft.codec, draft.sentences(), facts[cut:], depths[cut:], room, asked=_HOPS if draft.planted else 0
         )
 
-    start, end = people[-1] if draft.wrong_key else chains[0][0], chains[0][-1]
+    start, end = chains[1 if draft.wrong_key else 0][0], chains[0][-1]
     return Material(
         instruction="Read the text. Several parcels go from hand to hand in it. A question about one of them follows.",
         question=f"{start} had a parcel at first. It was handed on {_HOPS} times. Who has it in the end?",

@@ -54,14 +54,19 @@ def needles(
     first, count = (0, wanted) if draft.planted else (wanted, 0)
     planted, where = sentences[first:], depths[first:]
 
+    taken = {*owners, *strangers, *(found for _, found in facts)}
+
     def fill(room: int) -> Context:
         if not needle_haystack:
             return hide(draft.codec, draft.sentences(haystack), planted, where, room, asked=count)
-        taken = {*owners, *strangers, *(found for _, found in facts)}
-        others = _others(draft.seed, key, value, kind, without=taken)
+        others = (_sentence(*one, kind) for one in _others(draft.seed, key, value, kind, without=taken))
         return stack(draft.codec, others, list(zip(planted, where))[:count], room)
 
-    named = strangers if draft.wrong_key else owners[:asked]
+    named = owners[:asked]
+    if draft.wrong_key and needle_haystack:
+        named = [next(_others(draft.seed, key, value, kind, without=taken))[0]]
+    elif draft.wrong_key:
+        named = owners[-asked:] if keys_ > asked else strangers
     listed = named[0] if asked == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
     several = wanted > 1
     verb, noun = ("are", f"{kind}s") if several else ("is", kind)
@@ -79,9 +84,9 @@ def _sentence(owner: str, found: str, kind: str) -> str:
     return f"One of the secret {kind}s of {owner} is {found}."
 
 
-def _others(seed: str, key: str, value: str, kind: str, *, without: set[str]) -> Iterator[str]:
-    """Needles that nobody asks for, of the same form."""
+def _others(seed: str, key: str, value: str, kind: str, *, without: set[str]) -> Iterator[tuple[str, str]]:
+    """Keys and values of needles that nobody asks for."""
     rng = random.Random(f"{seed}/others")
     names = keys(rng) if key == "words" else distinct(lambda: draw_value("uuid", rng))
     drawn = distinct(lambda: draw_value(value, rng))
-    return (_sentence(owner, found, kind) for owner, found in zip(names, drawn) if not {owner, found} & without)
+    return ((owner, found) for owner, found in zip(names, drawn) if not {owner, found} & without)

@@ -14,7 +14,7 @@ from .draft import Draft, Material
 from .niah import BUDGET, SOURCE, needles
 
 
-@task(rule="all", budget=BUDGET, source=SOURCE)
+@task(rule="all", budget=BUDGET, source=SOURCE, lone=True)
 def niah_multiquery(draft: Draft) -> Material:
     """Four keys with a number each, all asked for, in natural text."""
     return needles(draft, keys_=4, asked=4)

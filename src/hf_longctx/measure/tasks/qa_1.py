@@ -35,6 +35,7 @@ def _sample() -> Any:
     rule="any",
     budget=BUDGET,
     source="RULER (arXiv 2404.06654), question answering over SQuAD",
+    lone=True,
     files=_FORM,
     sample=_sample,
 )

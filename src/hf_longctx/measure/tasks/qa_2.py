@@ -44,6 +44,7 @@ def _sample() -> Any:
     rule="any",
     budget=BUDGET,
     source="RULER (arXiv 2404.06654), question answering over HotpotQA",
+    lone=True,
     files=_FORM,
     sample=_sample,
 )
