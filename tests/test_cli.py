@@ -57,7 +57,7 @@ def test_tasks_are_listed_and_rendered(run):
     assert all(entry["example"]["expected"][0] for entry in listed)  # over a sample of ours where a file is needed
     shown = run("tasks")[1]
     assert all(name in shown for name in task_names())
-    assert shown.count("shown over a sample of ours; to be scored it needs --files") == 2
+    assert shown.count("needs --files to be scored") == 2
     assert (
         "has no prompt of this length" in run("tasks", "--length", "24k")[1]
     )  # the sample is short, the list goes on

@@ -119,11 +119,15 @@ def _scored(task: Task) -> str:
     return f"scores {task.rule}, {'whole words' if task.whole else 'substrings as RULER does'}"
 
 
+def _files(task: Task) -> str:
+    return f"needs --files to be scored, {task.files}; without, a sample of ours is shown"
+
+
 def _list(task: Task, prompt: Prompt | None, tokenizer: Any) -> None:
     typer.secho(task.name, bold=True)
     typer.echo(f"  {task.summary}\n  {task.source}; {_scored(task)}, {task.budget} answer tokens")
     if task.files is not None:
-        typer.echo(f"  shown over a sample of ours; to be scored it needs --files, {task.files}")
+        typer.echo(f"  {_files(task)}")
     if prompt is None:
         typer.echo("  has no prompt of this length\n")
         return
@@ -135,3 +139,5 @@ def _render(task: Task, prompt: Prompt, tokenizer: Any) -> None:
     typer.secho(f"{task.name}: {task.summary}", bold=True)
     typer.echo(f"{tokenizer.decode(list(prompt.ids))}\n")
     typer.echo(f"expected ({_scored(task)}): {', '.join(prompt.expected)}\n{_measured(prompt)}")
+    if task.files is not None:
+        typer.echo(_files(task))
