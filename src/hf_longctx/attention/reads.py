@@ -132,9 +132,9 @@ def _places(table: Tensor) -> list[list[tuple[int, int, int]]] | None:
         return None
     where = new.nonzero()
     firsts: list[list[int]] = [[] for _ in table]
-    for row, at in where.tolist():
+    for row, at in where.cpu().tolist():
         firsts[row].append(at)
-    starts = table[new].tolist()
+    starts = table[new].cpu().tolist()
     out, taken = [], 0
     for at in firsts:
         ends = [*at[1:], table.shape[1]]

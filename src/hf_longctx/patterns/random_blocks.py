@@ -58,7 +58,7 @@ class Random(Pattern, name="random"):
         Floyd's sampling without replacement (Bentley and Floyd, 1987), driven by a counter-based hash.
         """
         if block.numel() <= _FEW and self.blocks <= _FEW:
-            each = [_draw(self.blocks, self.seed, b, layer, head) for b in block.flatten().tolist()]
+            each = [_draw(self.blocks, self.seed, b, layer, head) for b in block.flatten().cpu().tolist()]
             most = max((len(one) for one in each), default=self.blocks)
             table = torch.tensor([[*one, *[-1] * (most - len(one))] for one in each], dtype=torch.int64)
             return table.view(*block.shape, most).to(block.device)

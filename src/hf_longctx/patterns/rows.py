@@ -123,13 +123,13 @@ class Rows:
     def _ranges(self) -> list[range]:
         """Every row's spans and combs, causal, as they come: they may overlap."""
         # Plain numbers: for so few rows the calls of torch would take longer than what they compute.
-        rows = self.q.tolist()
+        rows = self.q.cpu().tolist()
         out = []
         for start, stop in self.spans:
-            ends = zip(start.expand_as(self.q).tolist(), stop.expand_as(self.q).tolist(), rows)
+            ends = zip(start.expand_as(self.q).cpu().tolist(), stop.expand_as(self.q).cpu().tolist(), rows)
             out += [range(max(a, 0), min(b, q + 1)) for a, b, q in ends]
         for stride, most in self.steps:
-            counts = most.expand_as(self.q).tolist() if isinstance(most, Tensor) else [most] * len(rows)
+            counts = most.expand_as(self.q).cpu().tolist() if isinstance(most, Tensor) else [most] * len(rows)
             for q, count in zip(rows, counts):
                 teeth = q // stride + 1 if count is None else min(count, q // stride + 1)
                 first = q - (teeth - 1) * stride
