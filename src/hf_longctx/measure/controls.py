@@ -62,7 +62,7 @@ def control_of(row: Mapping[str, Any]) -> str | None:
 
 
 def is_control(row: Mapping[str, Any]) -> bool:
-    """Whether a row asks for what was never there.
+    """Whether a row is a control.
 
     >>> is_control({"kind": "control niah_single_1"}), is_control({"kind": "needle"})
     (True, False)

@@ -37,6 +37,7 @@ class Probe:
         needle_ids: its token ids.
         limit: most answer tokens to decode.
         reason: why the probe cannot be asked as specified, or None.
+        lone: whether it is a wrong key that the text does not hold.
     """
 
     length: int
@@ -50,6 +51,7 @@ class Probe:
     needle_ids: tuple[int, ...]
     limit: int
     reason: str | None = None
+    lone: bool = False
 
     def prompt(self) -> list[int]:
         """All ids of the prompt, in order.
@@ -123,8 +125,8 @@ class Grid:
     def probes(self, trial: int) -> list[Probe]:
         """Every probe of a trial, by length and then depth, the controls of a length last.
 
-        The text of a control is that of its length. It asks for a fact that is not there: with the value that this
-        fact would have had (`no-needle`), or with that of another question of its length (`wrong-key`).
+        The text of a control is that of its length. `no-needle` asks for a fact that is not there, and for the value
+        that it would have had; `wrong-key` asks for one fact, and for the value of another question of its length.
 
         Args:
             trial: which trial, from 0: another text, other needles, other values.
@@ -250,7 +252,8 @@ class Grid:
         asked = replace(other, value=fooled.needle.value)
         before = fooled.rest[: len(fooled.rest) - len(self.prompt.tail(fooled.needle))]
         rest = (*before, *self.prompt.tail(asked))
-        return replace(fooled, depth=None, kind=kind, needle=asked, rest=rest)
+        lone = all(other != probe.needle for probe in scored)
+        return replace(fooled, depth=None, kind=kind, needle=asked, rest=rest, lone=lone)
 
     def _without_room(
         self, length: int, depth: float | None, needle: Needle, needle_tokens: int, kind: str = _NEEDLE

@@ -274,7 +274,7 @@ class _Work:
             "seconds": 0.0,
         }
         if control_of(row) == WRONG_KEY:
-            row["lone"] = self.grid.mode == "single" or len(self.grid.depths) < 2
+            row["lone"] = probe.lone
         row.update(found)
         self.store.add_row(row)
         if self.on_row is not None:

@@ -1,4 +1,4 @@
-"""Negative controls: questions that nothing in the text answers."""
+"""Negative controls: questions to which what is scored is no answer."""
 
 from __future__ import annotations
 

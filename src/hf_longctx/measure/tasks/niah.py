@@ -53,7 +53,6 @@ def needles(
     sentences = [_sentence(owner, found, kind) for owner, found in facts]
     first, count = (0, wanted) if draft.planted else (wanted, 0)
     planted, where = sentences[first:], depths[first:]
-
     taken = {*owners, *strangers, *(found for _, found in facts)}
 
     def fill(room: int) -> Context:
