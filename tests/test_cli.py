@@ -123,6 +123,22 @@ def test_models(run):
     assert "64K !" in shown
 
 
+@pytest.mark.parametrize("words", [("models",), ("wall", "llama-3.1-8b", "--lengths", "1k,4k,16k,64k,256k,1m,2m")])
+def test_tables_fit_a_narrow_terminal(words, run, monkeypatch, tmp_path):
+    """Columns go, but no name and no number is cut or folded."""
+    monkeypatch.chdir(tmp_path)
+    shown = {}
+    for width in (80, 300):
+        monkeypatch.setenv("COLUMNS", str(width))
+        code, shown[width], err = run(*words)
+        assert code == 0, err
+    assert "…" not in shown[80]
+    rows = [line.strip() for line in shown[300].splitlines() if line.startswith(" ") and "  " in line.strip()]
+    assert len(rows) > 20
+    for row in rows:
+        assert any(line.strip().startswith(row.split("  ")[0]) for line in shown[80].splitlines()), row
+
+
 def test_wall_works_from_a_config_alone(tmp_path, run):
     """Bytes are integers, every method has a row a length, and the plot is a PNG."""
     build("mistral").config.save_pretrained(tmp_path / "model")

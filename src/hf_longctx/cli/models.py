@@ -47,7 +47,7 @@ def models(
     console = Console()
     if name is None:
         table = Table(title="tested architectures")
-        table.add_column("family")
+        table.add_column("family", no_wrap=True)
         table.add_column("note")
         for family, note in TESTED.items():
             table.add_row(family, note)
@@ -79,32 +79,19 @@ def show_published(console: Any, rows: list[dict[str, Any]]) -> None:
         console: a rich console.
         rows: as `published` returns them.
     """
-    from rich import box
-    from rich.table import Table
-
-    from hf_longctx.measure.heatmap import length_label
+    from hf_longctx.cli.fitting import fitting
 
     for suite, rule in RULES.items():
         own = [row for row in rows if row["suite"] == suite]
         if not own:
             continue
-        lengths = sorted({length for row in own for length in row["scores"]})
-        table = Table(
-            title=f"marketed and effective context by {suite}: {rule}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        console.print(
+            f"marketed and effective context by {suite}: {rule}", soft_wrap=True, highlight=False, markup=False
         )
-        for heading in ("model", "marketed", "printed", "by rule"):
-            table.add_column(heading, no_wrap=heading != "model", overflow="fold")
-        for length in lengths:
-            table.add_column(length_label(length), justify="right", no_wrap=True)
-        for row in own:
-            size = row["parameters"]
-            name = f"{row['model']} {size}" if size and size not in row["model"] else row["model"]
-            mark = " *" if row["by_authors"] else ""
-            scores = [f"{row['scores'][length]:g}" if length in row["scores"] else "" for length in lengths]
-            claimed = length_label(row["claimed"]) if row["claimed"] else "?"
-            judged = f"{row['effective_text']}{' !' if row['differs'] else ''}"
-            table.add_row(name + mark, claimed, row["printed"] or "-", judged, *scores)
-        console.print(table)
+        lengths = sorted({length for row in own for length in row["scores"]})
+        # In a narrow terminal, lengths at which few were tested go first, then short ones: they tell least apart.
+        kept = sorted(lengths, key=lambda length: (sum(length in row["scores"] for row in own), length))
+        console.print(fitting(console, (_scores(own, sorted(kept[start:])) for start in range(len(kept)))))
     known = {row["architecture"]: row for row in rows if row["pattern"] or row["rope"]}
     for family, row in known.items():
         facts = ", ".join(f"{key} {row[key]}" for key in ("pattern", "rope") if row[key])
@@ -118,3 +105,26 @@ def show_published(console: Any, rows: list[dict[str, Any]]) -> None:
     console.print(
         "* reported by the model's own authors; ! the rule gives another length than was printed", highlight=False
     )
+
+
+def _scores(rows: list[dict[str, Any]], lengths: list[int]) -> Any:
+    """A suite's rows as a rich table, with the scores at these lengths."""
+    from rich import box
+    from rich.table import Table
+
+    from hf_longctx.measure.heatmap import length_label
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("model", "marketed", "printed", "by rule"):
+        table.add_column(heading, no_wrap=True)
+    for length in lengths:
+        table.add_column(length_label(length), justify="right", no_wrap=True)
+    for row in rows:
+        size = row["parameters"]
+        name = f"{row['model']} {size}" if size and size not in row["model"] else row["model"]
+        mark = " *" if row["by_authors"] else ""
+        scores = [f"{row['scores'][length]:g}" if length in row["scores"] else "" for length in lengths]
+        claimed = length_label(row["claimed"]) if row["claimed"] else "?"
+        judged = f"{row['effective_text']}{' !' if row['differs'] else ''}"
+        table.add_row(name + mark, claimed, row["printed"] or "-", judged, *scores)
+    return table

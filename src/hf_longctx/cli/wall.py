@@ -92,26 +92,32 @@ def show(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from hf_longctx.cli.fitting import fitting
     from hf_longctx.measure.heatmap import length_label
 
     console = Console()
     a, machine = document["architecture"], document["machine"]
     methods = document["methods"]
     count = len(methods[0]["rows"])
-    picked = sorted({*range(0, count, -(-count // _SHOWN)), count - 1})
 
-    def table(title: str, key: str, text: Callable[[int | None], str], fits: str | None) -> None:
-        laid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-        laid.add_column("", style="bold", overflow="fold")
-        for i in picked:
-            laid.add_column(length_label(methods[0]["rows"][i]["tokens"]), justify="right", no_wrap=True)
-        if fits is not None:
-            laid.add_column("fits to", justify="right", no_wrap=True)
-        for method in methods:
-            cells = [text(method["rows"][i][key]) for i in picked]
-            last = [] if fits is None else [_tokens(method["fits"][fits])]
-            laid.add_row(method["name"], *cells, *last)
-        console.print(laid)
+    def table(title: str, lines: list[tuple[str, dict[str, Any], str]], text: Callable[[int | None], str]) -> None:
+        def laid(shown: int) -> Table:
+            picked = sorted({*range(0, count, -(-count // shown)), count - 1})
+            made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+            made.add_column("", style="bold", overflow="fold")
+            for i in picked:
+                made.add_column(length_label(methods[0]["rows"][i]["tokens"]), justify="right", no_wrap=True)
+            if any(key in method["fits"] for _, method, key in lines):
+                made.add_column("fits to", justify="right", no_wrap=True)
+            for name, method, key in lines:
+                last = [_tokens(method["fits"][key])] if key in method["fits"] else []
+                made.add_row(name, *(text(method["rows"][i][key]) for i in picked), *last)
+            return made
+
+        console.print(fitting(console, map(laid, range(_SHOWN, 0, -1))))
+
+    def each(key: str) -> list[tuple[str, dict[str, Any], str]]:
+        return [(method["name"], method, key) for method in methods]
 
     console.print(
         f"{document['model']} ({a['name']}): {a['parameters']:,} parameters, {a['layers']} layers, {a['heads']} query "
@@ -119,47 +125,28 @@ def show(document: dict[str, Any]) -> None:
         f"{machine['memory']:,} bytes",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
-    _scores(console, document, picked)
-    table("cache and states after the prompt", "cache_bytes", size, "cache_bytes")
+    by_name = {method["name"]: method for method in methods}
+    standard, flash = by_name["standard"], by_name["flash"]
+    scores = [
+        ("standard: one matrix (a head)", standard, "matrix_bytes"),
+        (f"standard: a layer ({a['heads']} heads)", standard, "layer_bytes"),
+        (f"standard: all {standard['rows'][0]['matrices']:,} matrices", standard, "all_scores_bytes"),
+        ("flash: a layer's log-sum-exps", flash, "layer_bytes"),
+        ("float32 logits of every token", flash, "all_logits_bytes"),
+    ]
+    table("attention scores stored", scores, size)
+    table("cache and states after the prompt", each("cache_bytes"), size)
     for method in methods:
         if method["crossover"] is not None:
             console.print(
                 f"{method['name']}: fewer bytes of state than of keys and values from {method['crossover']:,} tokens",
                 highlight=False, markup=False, soft_wrap=True,
             )  # fmt: skip
-    table("memory, prompt read at once", "peak_bytes", size, "peak_bytes")
-    table(
-        f"memory, prompt read in chunks of {length_label(document['chunk'])}",
-        "chunked_peak_bytes", size, "chunked_peak_bytes",
-    )  # fmt: skip
-    table("operations of attention, all layers", "attention_flops", operations, None)
-    table("operations of the prompt, all of the model", "flops", operations, None)
-
-
-def _scores(console: Any, document: dict[str, Any], picked: list[int]) -> None:
-    """The scores of standard attention, and what flash stores instead."""
-    from rich import box
-    from rich.table import Table
-
-    from hf_longctx.measure.heatmap import length_label
-
-    by_name = {method["name"]: method for method in document["methods"]}
-    standard, flash = by_name["standard"], by_name["flash"]
-    heads, matrices = document["architecture"]["heads"], standard["rows"][0]["matrices"]
-    laid = Table(title="attention scores stored", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    laid.add_column("", style="bold")
-    for i in picked:
-        laid.add_column(length_label(standard["rows"][i]["tokens"]), justify="right", no_wrap=True)
-    laid.add_column("fits to", justify="right", no_wrap=True)
-    for label, method, key in (
-        ("standard: one matrix (a head)", standard, "matrix_bytes"),
-        (f"standard: a layer ({heads} heads)", standard, "layer_bytes"),
-        (f"standard: all {matrices:,} matrices", standard, "all_scores_bytes"),
-        ("flash: a layer's log-sum-exps", flash, "layer_bytes"),
-        ("float32 logits of every token", flash, "all_logits_bytes"),
-    ):
-        laid.add_row(label, *(size(method["rows"][i][key]) for i in picked), _tokens(method["fits"][key]))
-    console.print(laid)
+    table("memory, prompt read at once", each("peak_bytes"), size)
+    chunk = length_label(document["chunk"])
+    table(f"memory, prompt read in chunks of {chunk}", each("chunked_peak_bytes"), size)
+    table("operations of attention, all layers", each("attention_flops"), operations)
+    table("operations of the prompt, all of the model", each("flops"), operations)
 
 
 def size(count: int | None) -> str:
