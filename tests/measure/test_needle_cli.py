@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import hf_longctx as lc
 from hf_longctx.cli.needle import needle, parse_lengths
 from hf_longctx.hf import loading
+from hf_longctx.measure.needle_lines import NeedleLines
 
 ARGUMENTS = ["tiny", "--variant", "linear2: rope=linear:2", "--lengths", "200,400", "--depths", "2"]
 
@@ -61,12 +62,10 @@ def test_a_model_saved_with_mamba_layers_runs_alone(app, model, tokenizer, tmp_p
 
 
 def test_ctrl_c_keeps_what_was_found(call, tmp_path, monkeypatch):
-    from hf_longctx.cli import needle as module
-
     def stop(self, row):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module._Lines, "__call__", stop)
+    monkeypatch.setattr(NeedleLines, "__call__", stop)
     result = call("--out", str(tmp_path))
     assert result.exit_code == 130
     assert "the same command goes on from there" in result.stderr

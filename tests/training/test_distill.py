@@ -43,19 +43,22 @@ def losses(record) -> list[list[float]]:
     return [[row["loss"] for row in stage["log"]] for stage in record["stages"]]
 
 
-def test_a_healed_model_is_better_and_its_teacher_untouched(tmp_path, byte_tokenizer, monkeypatch):
+def test_a_healed_model_is_better_and_its_teacher_untouched(tmp_path, byte_tokenizer, monkeypatch, capsys):
     monkeypatch.setattr(distillation, "_DEPTHS", 1)
     monkeypatch.setattr(distillation, "_TRIALS", 1)
     model, stock, ids = lively(), lively(), torch.arange(3, 63)[None]
     before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
     record = distill(
         model, byte_tokenizer, out=tmp_path, attention="window:200+global:4",
-        **SMALL | {"stages": "align:30:1e-2,match:30:1e-2", "needle": (768,), "micro_batch": 2},
+        **SMALL | {"stages": "align:30:1e-2,match:30:1e-2", "needle": (768,), "micro_batch": 2, "progress": True},
     )  # fmt: skip
     align, match = losses(record)
     assert sum(align[-5:]) < 0.8 * sum(align[:5])
     assert sum(match[-5:]) < sum(match[:5])
     quality = record["quality"]
+    told = capsys.readouterr().err
+    assert all(f"{name}: perplexity {quality[name]['perplexity']:.4g}" in told for name in ("converted", "healed"))
+    assert all(f"{name:<12}      768 tokens" in told for name in ("converted", "as-loaded"))
     assert quality["healed"]["kl"] < 0.7 * quality["converted"]["kl"]
     assert quality["stock"]["tokens"] == quality["healed"]["tokens"] == 504
     assert {name: rows[0]["n"] for name, rows in record["needle"].items()} == dict.fromkeys(quality, 1)

@@ -68,10 +68,10 @@ def test_the_result_loads_in_plain_transformers(tmp_path, tiny_folder, tune):
         assert (model(ids).logits - logits).abs().max() > 1e-4
 
 
-def test_one_page_tells_all_three_models(tmp_path, tiny_folder, monkeypatch):
-    """Needles, perplexity, divergence, losses, card and command, each under the name of its model."""
+def test_one_page_tells_all_three_models(tmp_path, tiny_folder, monkeypatch, capsys):
+    """Needles, perplexity, divergence, losses, card and command, each under the name of its model; lines."""
     monkeypatch.setattr(needle, "run_needle", functools.partial(needle.run_needle, depths=2, trials=1))
-    given = SMALL | {"steps": 2, "learning_rate": 1e-2}
+    given = SMALL | {"steps": 2, "learning_rate": 1e-2, "progress": True}
     record = extend(
         str(tiny_folder), out=tmp_path, needle=(700,), model_name="owner/tiny", command="extend TINY", **given
     )
@@ -89,6 +89,10 @@ def test_one_page_tells_all_three_models(tmp_path, tiny_folder, monkeypatch):
     )
     assert str(tiny_folder) not in text
     assert [part.kind for part in runs.read(tmp_path).parts] == ["extension", "needle"]
+    told = capsys.readouterr().err
+    for name in NAMES:
+        assert f"{name}: perplexity {record['perplexity'][name][0]['perplexity']:.4g} to 16" in told
+        assert f"{name:<12}      700 tokens" in told
 
 
 def test_divergence_is_that_of_full_forwards(tmp_path, tiny_folder, byte_tokenizer):

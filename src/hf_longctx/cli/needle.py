@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +73,7 @@ def needle(
     from hf_longctx.measure.grid import MODES
     from hf_longctx.measure.haystack import default_haystack, open_haystack
     from hf_longctx.measure.needle import run_needle
+    from hf_longctx.measure.needle_lines import NeedleLines
     from hf_longctx.measure.needles import VALUE_KINDS
     from hf_longctx.measure.placement import depth_grid
     from hf_longctx.measure.prompts import STYLES
@@ -108,7 +108,7 @@ def needle(
             "stock": not no_stock,
             "model_name": BUNDLED if model == DEMO else model,
         },
-        on_row=_Lines(trials),
+        on_row=NeedleLines(trials),
         show=_show,
         out=out,
         as_json=as_json,
@@ -116,38 +116,6 @@ def needle(
         device=device,
         limits=asked_limits(fail_under, chosen, stock=not no_stock, kind="needle"),
     )
-
-
-class _Lines:
-    """One line on stderr each time a length is done: the first result appears long before the last."""
-
-    def __init__(self, trials: int) -> None:
-        self._trials = trials
-        self._rows: list[dict[str, Any]] = []
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        from tqdm import tqdm
-
-        from hf_longctx.measure.controls import NO_NEEDLE, control_of, is_control, kind_of
-
-        self._rows.append(row)
-        if row["kind"] != kind_of(NO_NEEDLE):  # the last of its length
-            return
-        cell = ("variant", "trial", "length")
-        rows = [one for one in self._rows if all(one[key] == row[key] for key in cell)]
-        self._rows = [one for one in self._rows if one not in rows]
-        found = [one for one in rows if not is_control(one)]
-        controls = ", ".join(f"{control_of(one)} {one['outcome']}" for one in rows if is_control(one))
-        marks = "".join({"hit": "+", "miss": "-"}.get(one["outcome"], "?") for one in found)
-        asked = [one for one in found if one["outcome"] != "invalid"]
-        why = sorted({one["reason"] for one in found if one["outcome"] == "invalid"})
-        trial = f" trial {row['trial'] + 1}" if self._trials > 1 else ""
-        hits, seconds = marks.count("+"), sum(one["seconds"] for one in rows)
-        tqdm.write(
-            f"{row['variant']:<12} {row['length']:>8,} tokens{trial}  {marks}  {hits}/{len(asked)} found, "
-            f"controls: {controls}, {seconds:.0f} s" + "".join(f"; ? is invalid: {reason}" for reason in why),
-            file=sys.stderr,
-        )
 
 
 def _show(summary: dict[str, Any], out: Path | None) -> None:

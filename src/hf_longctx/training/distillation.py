@@ -18,6 +18,7 @@ from .checks import whole
 from .corpus import Corpus, open_corpus
 from .dataset import PackedDataset, held_out_ids
 from .phases import DEFAULT, OPTIMIZER, Phase, read_phases
+from .progress import say
 from .run_folder import RunFolder
 from .stages import accumulation, carry_out, go_through, open_run, origin, processes_for
 
@@ -129,12 +130,12 @@ def distill(
         model, tokenizer = load_model(model, dtype=dtype, device=device or str(processes.device))
     if str(model.dtype) == "torch.float16":
         raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")
-    work = _Work(run, model, tokenizer, corpus, processes)
+    work = _Work(run, model, tokenizer, corpus, processes, progress)
     run.save(**origin(source=OPTIMIZER.source, data=corpus.label, command=command))
     work.before()
     work.train(
         phases, micro_batch=micro_batch, accumulation=times, checkpointing=checkpointing,
-        save_every=save_every, report_to=report_to, progress=progress,
+        save_every=save_every, report_to=report_to,
     )  # fmt: skip
     work.save()
     work.after()
@@ -144,10 +145,13 @@ def distill(
 class _Work:
     """One run: the model, its data, and the folder that remembers how far it is."""
 
-    def __init__(self, run: RunFolder, model: Any, tokenizer: Any, corpus: Corpus, processes: Any) -> None:
+    def __init__(
+        self, run: RunFolder, model: Any, tokenizer: Any, corpus: Corpus, processes: Any, progress: bool
+    ) -> None:
         self.run, self.model, self.tokenizer, self.corpus = run, model, tokenizer, corpus
         self.processes, self.dtype = processes, model.dtype
         self.main: bool = processes.is_main_process
+        self.progress = progress and self.main
         self.settings: dict[str, Any] = run.record["settings"]
 
     # -- before and after
@@ -178,6 +182,7 @@ class _Work:
             stock = {"perplexity": found.pop("stock_perplexity", None), "kl": 0.0, "same": 1.0}
             stock["tokens"] = found.get("tokens")
             self.run.save(quality={"stock": stock, "converted": found} if found else {})
+            self._tell("converted")
 
     def after(self) -> None:
         """Measure the model that was saved; write its card and its curves."""
@@ -185,6 +190,7 @@ class _Work:
         found.pop("stock_perplexity", None)
         if found:
             self.run.save(quality=self.run.record["quality"] | {"healed": found})
+            self._tell("healed")
         if self.settings["needle"] and self.main:
             self._needle("after", stock=False)
         if self.main:
@@ -214,14 +220,23 @@ class _Work:
             )
         return compare(Student(self.model, "match"), rows)
 
+    def _tell(self, name: str) -> None:
+        """A line on what was found of one of the three."""
+        quality = self.run.record["quality"]
+        if self.progress and name in quality:
+            own, stock = quality[name], quality["stock"]
+            say(f"{name}: perplexity {own['perplexity']:.4g}, stock {stock['perplexity']:.4g}; KL {own['kl']:.3g}")
+
     def _needle(self, when: str, **more: Any) -> None:
         """Facts hidden in text and asked for, answers generated: `before` of stock and converted, `after` of this."""
         from hf_longctx.measure.needle import run_needle
+        from hf_longctx.measure.needle_lines import NeedleLines
 
         summary = run_needle(
             self.model, self.tokenizer, lengths=self.settings["needle"], depths=_DEPTHS, trials=_TRIALS,
             haystack="prose", seed=self.settings["seed"], damage=False, out=self.run.folder / f"needle-{when}",
-            progress=False, model_name=f"{self.settings['model']}, {when}", **more,
+            model_name=f"{self.settings['model']}, {when}", progress=self.progress,
+            on_row=NeedleLines(_TRIALS) if self.progress else None, **more,
         )  # fmt: skip
         named = {"as-loaded": "healed", "teacher": "stock"}
         found = {
@@ -282,7 +297,6 @@ class _Work:
         checkpointing: bool,
         save_every: int | None,
         report_to: str,
-        progress: bool,
     ) -> list[dict[str, Any]]:
         """Train one stage, or load what it came to; the log of its steps."""
         import torch
@@ -315,7 +329,7 @@ class _Work:
             on_cpu=on_cpu,
             save_every=save_every,
             report_to=report_to,
-            progress=f"stage {index + 1} of {phases} ({phase.objective}), " if progress else None,
+            progress=f"stage {index + 1} of {phases} ({phase.objective}), " if self.progress else None,
             seed=self.settings["seed"],
         )
         return carry_out(trainer, checkpoint, finished=finished)

@@ -182,12 +182,12 @@ def extend(
         **origin(source=how.source, data=corpus.label, command=command),
     )
     was_cached = model.config.use_cache
-    work = ExtensionRun(run, model, tokenizer, corpus, how, tuned, numbers, processes)
+    work = ExtensionRun(run, model, tokenizer, corpus, how, tuned, numbers, processes, progress)
     work.before(planned, measure=measure, needle=needle)
     adapted = work.prepare(planned[0], attention, pose, tile=tile)
     work.train(
         adapted, planned, attention=attention, pose=pose, micro_batch=micro_batch, checkpointing=checkpointing,
-        max_first_loss=max_first_loss, save_every=save_every, report_to=report_to, progress=progress,
+        max_first_loss=max_first_loss, save_every=save_every, report_to=report_to,
     )  # fmt: skip
     model.config.use_cache = was_cached
     work.save(adapted, planned[-1], merge=merge)

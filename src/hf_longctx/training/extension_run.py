@@ -6,7 +6,6 @@ import itertools
 import logging
 import math
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from hf_longctx.hf.adapters import save_adapter
 from hf_longctx.hf.patching import is_patched, patch, unpatch
 from hf_longctx.hf.rotary import RopeGeometry
 from hf_longctx.hf.saving import settle_rope
+from hf_longctx.measure.heatmap import length_label
 
 from .card import COLUMNS, needles_found, write_card
 from .checkpoints import bytes_of, check_disk
 from .corpus import Corpus
 from .dataset import PackedDataset, held_out_ids
 from .held_out import HeldOut, Row, token_losses
-from .progress import forecast
+from .progress import forecast, say
 from .recipes import Recipe, Stage
 from .rehearsal import patch_stage
 from .run_folder import RunFolder
@@ -51,11 +51,13 @@ class ExtensionRun:
         tuned: str,
         numbers: RopeGeometry,
         processes: Any,
+        progress: bool,
     ) -> None:
         self.run, self.model, self.tokenizer, self.corpus = run, model, tokenizer, corpus
         self.recipe, self.tuned, self.numbers, self.processes = recipe, tuned, numbers, processes
         self.seed: int = run.record["settings"]["seed"]
         self.dtype = model.dtype
+        self.progress = progress and processes.is_main_process
         self._held: HeldOut | None = None
         self._reading: float | None = None  # seconds a token
 
@@ -102,6 +104,9 @@ class ExtensionRun:
 
     def _keep(self, name: str, rows: list[Row]) -> None:
         self.run.save(perplexity=self._perplexity() | {name: rows})
+        if self.progress:
+            told = ", ".join(f"{row['perplexity']:.4g} to {length_label(row['stop'])}" for row in rows)
+            say(f"{name}: perplexity {told}")
 
     def _held_out(self, window: int) -> HeldOut:
         """The text to measure on; a warning where it does not fill the window."""
@@ -112,11 +117,16 @@ class ExtensionRun:
                 "give more text", self.corpus.name, f"{len(ids):,}", f"{window:,}",
             )  # fmt: skip
         self.run.save(held_out_tokens=len(ids))
-        return HeldOut(ids, self.numbers.max_positions, window, self.seed)
+        if self.progress:
+            say(
+                f"reading {len(ids):,} tokens of held-out text, by the base model, scaled and not trained, and trained"
+            )
+        return HeldOut(ids, self.numbers.max_positions, window, self.seed, self.progress)
 
     def _needle(self, lengths: tuple[int, ...], *, stock: str, variants: list[str]) -> None:
         """Ask the model under another name: before and after training are variants of one needle run."""
         from hf_longctx.measure.needle import run_needle
+        from hf_longctx.measure.needle_lines import NeedleLines
 
         if not self.processes.is_main_process:
             return
@@ -131,6 +141,8 @@ class ExtensionRun:
             stock=stock,
             model_name=self.run.record.get("base_model") or Path(self.run.record["settings"]["model"]).name,
             command=self.run.record.get("command"),
+            progress=self.progress,
+            on_row=NeedleLines(trials=1) if self.progress else None,
         )
         self.run.save(needle=needles_found(summary))
 
@@ -189,10 +201,9 @@ class ExtensionRun:
         self, adapted: Any, planned: tuple[Stage, ...], *, attention: str | None, pose: bool, **how: Any
     ) -> None:
         """Train every stage that is not finished, from the last whole checkpoint."""
-        if how["progress"] and self.processes.is_main_process:
+        if self.progress:
             passes = 4 if how["checkpointing"] else 3
-            said = forecast(planned, processes=self.processes.num_processes, seconds=self._reading, passes=passes)
-            print(said, file=sys.stderr, flush=True)
+            say(forecast(planned, processes=self.processes.num_processes, seconds=self._reading, passes=passes))
         checkpoint_bytes = 3 * bytes_of(p for p in adapted.parameters() if p.requires_grad) + (1 << 20)
         if self.tuned == "full":
             checkpoint_bytes += bytes_of(p for p in adapted.parameters() if not p.requires_grad)
@@ -225,7 +236,6 @@ class ExtensionRun:
         max_first_loss: float | None,
         save_every: int | None,
         report_to: str,
-        progress: bool,
     ) -> list[dict[str, Any]]:
         """Train one stage, or load what it came to; the log of its steps."""
         from .guards import Guards, first_loss_limit
@@ -259,7 +269,11 @@ class ExtensionRun:
             on_cpu=self.model.device.type == "cpu",
             save_every=save_every,
             report_to=report_to,
-            progress=f"stage {index + 1} of {stages}, " if progress and stages > 1 else "" if progress else None,
+            progress=f"stage {index + 1} of {stages}, "
+            if self.progress and stages > 1
+            else ""
+            if self.progress
+            else None,
             seed=self.seed,
         )
         return carry_out(trainer, checkpoint, finished=finished)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from hf_longctx.hf.cache_argument import cache_name, cache_of
 from hf_longctx.hf.lengths import held_length
@@ -39,13 +40,16 @@ def position_bins(readable: int, target: int) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def token_losses(model: Any, ids: Sequence[int], listener: Listener | None = None) -> Tensor:
+def token_losses(
+    model: Any, ids: Sequence[int], listener: Listener | None = None, *, progress: bool = False
+) -> Tensor:
     """The loss of every token but the first, in one reading.
 
     Args:
         model: a causal language model, the base one where it is wrapped.
         ids: token ids.
         listener: takes the logits of chosen tokens on the way.
+        progress: whether a terminal shows a bar meanwhile.
 
     Returns:
         (len(ids) - 1,) float32 on the CPU: -log p of token i + 1 given those before it, in nats.
@@ -59,8 +63,16 @@ def token_losses(model: Any, ids: Sequence[int], listener: Listener | None = Non
     length = tokens.shape[1]
     was_training, losses, cache = model.training, [], None
     model.eval()
+    bar = tqdm(
+        total=length,
+        desc="held-out text",
+        unit="tok",
+        unit_scale=True,
+        leave=False,
+        disable=None if progress else True,
+    )
     try:
-        with held_length(model, length):
+        with held_length(model, length), bar:
             for start in range(0, length, CHUNK):
                 piece = tokens[:, start : start + CHUNK]
                 places = torch.arange(start, start + piece.shape[1], device=model.device)[None]
@@ -75,6 +87,7 @@ def token_losses(model: Any, ids: Sequence[int], listener: Listener | None = Non
                     losses.append(nn.functional.cross_entropy(logits, wanted, reduction="none").cpu())
                     if listener is not None and (heard := listener.wanted(start + row, len(wanted))):
                         listener.hear(logits[heard])
+                bar.update(piece.shape[1])
     finally:
         model.train(was_training)
     return torch.cat(losses)
@@ -89,12 +102,14 @@ class HeldOut:
         readable: tokens that the base model is for; within them it is compared with.
         window: tokens that the text is read to.
         seed: of the tokens whose logits are compared.
+        progress: whether a terminal shows a bar meanwhile.
     """
 
     ids: Sequence[int]
     readable: int
     window: int
     seed: int = 0
+    progress: bool = False
     _base: Tensor | None = field(default=None, repr=False)
 
     def read_base(self, model: Any, known: Sequence[Row] | None = None) -> list[Row]:
@@ -109,10 +124,10 @@ class HeldOut:
         """
         heard = Listener(self.ids, self._places(model), keep=True)
         if known is None:
-            rows = by_position(model, self.ids, self._bins(), heard)
+            rows = by_position(model, self.ids, self._bins(), heard, progress=self.progress)
         else:
             rows = list(known)
-            token_losses(model, self.ids[: self.readable], heard)
+            token_losses(model, self.ids[: self.readable], heard, progress=self.progress)
         self._base = heard.kept
         return rows
 
@@ -130,7 +145,7 @@ class HeldOut:
         """
         places = self._places(model)
         heard = Listener(self.ids, places, reference=self._base)
-        rows = by_position(model, self.ids, self._bins(), heard)
+        rows = by_position(model, self.ids, self._bins(), heard, progress=self.progress)
         for row, before in zip(rows, base):
             inside = [i for i, place in enumerate(places[: len(heard.kl)]) if row["start"] <= place < row["stop"]]
             kl = [heard.kl[i] if math.isfinite(heard.kl[i]) else None for i in inside]
@@ -153,7 +168,12 @@ class HeldOut:
 
 
 def by_position(
-    model: Any, ids: Sequence[int], bins: Sequence[tuple[int, int]], listener: Listener | None = None
+    model: Any,
+    ids: Sequence[int],
+    bins: Sequence[tuple[int, int]],
+    listener: Listener | None = None,
+    *,
+    progress: bool = False,
 ) -> list[Row]:
     """Perplexity over stretches of positions.
 
@@ -162,11 +182,12 @@ def by_position(
         ids: token ids; stretches past their end are left out, one cut short says so by its tokens.
         bins: (start, stop) positions of predicted tokens.
         listener: takes the logits of chosen tokens on the way.
+        progress: whether a terminal shows a bar meanwhile.
 
     Returns:
         `{"start", "stop", "tokens", "loss", "perplexity"}` a stretch.
     """
-    losses = token_losses(model, ids[: bins[-1][1]], listener)
+    losses = token_losses(model, ids[: bins[-1][1]], listener, progress=progress)
     rows = []
     for start, stop in bins:
         part = losses[max(start - 1, 0) : stop - 1].double()

@@ -14,6 +14,11 @@ from transformers import TrainerCallback
 from .recipes import Stage
 
 
+def say(text: str) -> None:
+    """A line on stderr, seen at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def forecast(stages: Sequence[Stage], *, processes: int, seconds: float | None = None, passes: int = 4) -> str:
     """What training is about to do, and about how long it takes, before the first step tells.
 
@@ -69,9 +74,7 @@ class Progress(TrainerCallback):
         logs["tokens_per_second"] = self.tokens / seconds
         state.log_history[-1]["tokens_per_second"] = round(self.tokens / seconds, 1)
         left = timedelta(seconds=round(seconds * (state.max_steps - state.global_step)))
-        print(
+        say(
             f"{self.stage}step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
-            f"gradient {logs.get('grad_norm', float('nan')):.2f}  {self.tokens / seconds:,.0f} tokens/s  {left} left",
-            file=sys.stderr,
-            flush=True,
+            f"gradient {logs.get('grad_norm', float('nan')):.2f}  {self.tokens / seconds:,.0f} tokens/s  {left} left"
         )
