@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_longctx.measure import heatmap, page, runs, stats
-from hf_longctx.measure.report import finding, load, terminal_table, write
+from hf_longctx.measure.report import finding, load, write
 from hf_longctx.measure.sections import misses
+from hf_longctx.measure.terminal_table import terminal_table
 from page_reader import read
 from run_folders import HOSTILE, LENGTHS, VARIANTS, make_row, make_rows, make_summary, save
 

@@ -4,8 +4,10 @@ import io
 
 import pytest
 
+from hf_longctx.cli.fitting import fitting
 from hf_longctx.measure import stats
-from hf_longctx.measure.report import effective_text, finding, terminal_table
+from hf_longctx.measure.report import effective_text, finding
+from hf_longctx.measure.terminal_table import layouts, terminal_table
 from run_folders import make_rows, make_summary
 
 
@@ -76,6 +78,23 @@ def test_the_terminal_table_says_what_is_still_needed():
     assert stock.split()[1:7] == ["8K", "5/5", "5/5", "5/5", "0/5", "0/5"]
     assert "undecided" in stock
     assert "+18 at 1K" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_many_lengths_are_split_over_several_tables_where_one_would_be_cut():
+    """Every count is there in full, and the verdict once, below them."""
+    from rich.console import Console
+
+    lengths = tuple(range(1024, 1024 * 25, 1024))
+    summary = make_summary(list(make_rows(lengths=lengths)))
+    console = Console(width=80, file=io.StringIO())
+    console.print(fitting(console, layouts(summary)))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    headers = [line.split() for line in shown.splitlines() if "variant" in line]
+    assert [word for header in headers for word in header if word.endswith("K")] == [f"{i}K" for i in range(1, 25)]
+    assert len({len(header) for header in headers[:-1]}) == 1
+    assert shown.count("effective") == 2  # one column a rule
     assert max(map(len, shown.splitlines())) <= 80
 
 

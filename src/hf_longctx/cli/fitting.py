@@ -6,16 +6,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, RenderableType
 
 
-def fitting(console: Console, tables: Iterable[Table]) -> Table:
+def fitting(console: Console, tables: Iterable[RenderableType]) -> RenderableType:
     """The first table that the console shows without folding or cutting a cell.
 
     Args:
         console: where it will be printed.
-        tables: the same table from its widest form to its narrowest; later ones are made only if needed.
+        tables: the same table, or group of tables, from its widest form to its narrowest; each is made only if needed.
 
     Returns:
         The first that fits, or the last.

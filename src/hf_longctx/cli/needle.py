@@ -121,13 +121,14 @@ def needle(
 def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
+    from hf_longctx.cli.fitting import fitting
     from hf_longctx.measure.controls import counts
     from hf_longctx.measure.damage import damage_lines
     from hf_longctx.measure.finding import finding
-    from hf_longctx.measure.report import terminal_table
+    from hf_longctx.measure.terminal_table import layouts
 
     console = Console()
-    console.print(terminal_table(summary))
+    console.print(fitting(console, layouts(summary)))
     spent = sum(entry["prefill"]["spent"] for entry in summary["variants"].values())
     saved = sum(entry["prefill"]["saved"] for entry in summary["variants"].values())
     text = summary["haystack"]

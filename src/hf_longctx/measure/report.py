@@ -1,23 +1,16 @@
-"""Write the report of a run's folder: the page, the picture, the table for the terminal."""
+"""Write the report of a run's folder: the page and the picture."""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_longctx.measure import heatmap, runs
 from hf_longctx.measure.finding import effective_text, finding
-from hf_longctx.measure.heatmap import length_label
-from hf_longctx.measure.stats import RULES
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["attempt", "effective_text", "finding", "load", "require", "terminal_table", "write"]
+__all__ = ["attempt", "effective_text", "finding", "load", "require", "write"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,58 +92,3 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if part.recall:
             return dict(part.summary), [dict(row) for row in part.rows]
     raise ValueError(f"run={str(run)!r} holds no answers, only costs: give the folder of a needle run or of tasks")
-
-
-def terminal_table(summary: Mapping[str, Any]) -> Table:
-    """The run as a table for the terminal: hits of n by length, and effective against claimed length.
-
-    Args:
-        summary: A summary as in ``summary.json``.
-
-    Returns:
-        A rich table, a row a variant.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    entries = summary["variants"]
-    lengths = sorted({part["length"] for entry in entries.values() for part in entry["lengths"]})
-    # Tight, so that five lengths with two-digit counts fit into 80 columns.
-    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("variant", style="bold", overflow="fold", min_width=min(16, max(map(len, entries), default=0)))
-    table.add_column("claims", justify="right", no_wrap=True)
-    for length in lengths:
-        table.add_column(length_label(length), justify="right", no_wrap=True)
-    rules = list(RULES)
-    for rule in rules:
-        table.add_column(f"effective\n{rule}", no_wrap=True)
-    example: re.Match[str] | None = None
-    for name, entry in entries.items():
-        pooled = {part["length"]: part for part in entry["lengths"]}
-        cells = [_recall_cell(pooled.get(length), Text) for length in lengths]
-        judged = [effective_text(entry["effective"][rule]).replace(", ", "\n") for rule in rules]
-        example = example or next(filter(None, (re.search(r"\+(\d+) at (\w+)", text) for text in judged)), None)
-        claimed = entry.get("claimed")
-        table.add_row(Text(name), length_label(claimed) if claimed else "?", *cells, *judged)
-    notes = [f"{name}: {entry['control']['note']}" for name, entry in entries.items() if _doubted(entry)]
-    for name, entry in entries.items():
-        notes += [f"{name}: {number} invalid, not counted: {why}" for why, number in entry["reasons"].items()]
-    if example:
-        more, at = example.groups()
-        notes.insert(
-            0, f"{example.group()} reads: undecided; {more} more straight hits at {at} would prove that length"
-        )
-    table.caption = Text("\n".join(notes)) if notes else None
-    return table
-
-
-def _doubted(entry: Mapping[str, Any]) -> bool:
-    return entry.get("control", {}).get("trusted") is False
-
-
-def _recall_cell(part: Mapping[str, Any] | None, text: Any) -> Any:
-    if part is None or not part["n"]:
-        return text("invalid" if part and part["invalid"] else "-", style="dim")
-    style = "green" if part["recall"] >= 0.85 else "yellow" if part["recall"] >= 0.3 else "red"
-    return text(f"{part['hits']}/{part['n']}", style=style)
