@@ -25,7 +25,7 @@ from .progress import forecast
 from .recipes import Recipe, Stage
 from .rehearsal import patch_stage
 from .run_folder import RunFolder
-from .stages import accumulation, carry_out, go_through
+from .stages import accumulation, carry_out, go_through, reached
 from .tuning import make_trainable, to_float32
 
 logger = logging.getLogger(__name__)
@@ -190,8 +190,14 @@ class ExtensionRun:
     ) -> None:
         """Train every stage that is not finished, from the last whole checkpoint."""
         if how["progress"] and self.processes.is_main_process:
-            passes = 4 if how["checkpointing"] else 3
-            said = forecast(planned, processes=self.processes.num_processes, seconds=self._reading, passes=passes)
+            at, step, _ = reached(self.run, planned)
+            said = forecast(
+                planned,
+                processes=self.processes.num_processes,
+                done=step + sum(stage.steps for stage in planned[:at]),
+                seconds=self._reading,
+                passes=4 if how["checkpointing"] else 3,
+            )
             print(said, file=sys.stderr, flush=True)
         checkpoint_bytes = 3 * bytes_of(p for p in adapted.parameters() if p.requires_grad) + (1 << 20)
         if self.tuned == "full":
