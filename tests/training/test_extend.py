@@ -90,6 +90,8 @@ def test_one_page_tells_all_three_models(tmp_path, tiny_folder, monkeypatch):
         name in text for name in (*NAMES, "extend TINY", "KL divergence from base", "owner/tiny for 128 tokens")
     )
     assert str(tiny_folder) not in text
+    with pytest.raises(ValueError, match="this run asked at 700 before"):
+        extend(str(tiny_folder), out=tmp_path, needle=(700, 800), **given, model_name="owner/tiny")
     assert [part.kind for part in runs.read(tmp_path).parts] == ["extension", "needle"]
 
 
@@ -247,6 +249,8 @@ def test_a_run_killed_between_two_checkpoints_goes_on_with_the_same_losses(tmp_p
     assert re.search(r"step 3/4 .* 0:00:01 left", told)
     assert losses(record) == losses(whole)
     assert len(losses(record)) == 6
+    with pytest.raises(ValueError, match="this run is finished and asked nothing"):
+        extend(str(tiny_folder), out=out, needle=(700,), **given)
     ends = [AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (out, tmp_path / "whole")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 

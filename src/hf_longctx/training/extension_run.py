@@ -235,7 +235,7 @@ class ExtensionRun:
     ) -> list[dict[str, Any]]:
         """Train one stage, or load what it came to; the log of its steps."""
         from .guards import Guards, first_loss_limit
-        from .trainer import make_trainer
+        from .trainer import Setup, make_trainer
 
         reference = self.run.record["reference_loss"]
         limit = max_first_loss
@@ -245,29 +245,28 @@ class ExtensionRun:
             first_limit=limit, reference=reference, clip=self.recipe.clip, checkpoint_bytes=checkpoint_bytes,
             rope=stage.rope,
         )  # fmt: skip
-        trainer = make_trainer(
-            adapted,
-            PackedDataset(
-                self.corpus,
-                self.tokenizer,
-                stage.length,
-                window=stage.window if pose else None,
-                seed=self.seed + index,
-            ),
+        dataset = PackedDataset(
+            self.corpus,
+            self.tokenizer,
+            stage.length,
+            window=stage.window if pose else None,
+            seed=self.seed + index,
+        )
+        setup = Setup(
             self.recipe,
             stage,
-            out=self.run.stage(index),
-            guards=guards,
+            self.run.stage(index),
+            save_every,
+            report_to,
+            self.seed,
             micro_batch=micro_batch,
             accumulation=accumulation(stage.batch, micro_batch, self.processes.num_processes),
             checkpointing=checkpointing,
             autocast=self._autocast(),
             on_cpu=self.model.device.type == "cpu",
-            save_every=save_every,
-            report_to=report_to,
-            progress=f"stage {index + 1} of {stages}, " if progress and stages > 1 else "" if progress else None,
-            seed=self.seed,
         )
+        said = f"stage {index + 1} of {stages}, " if stages > 1 else ""
+        trainer = make_trainer(adapted, dataset, setup, guards=guards, progress=said if progress else None)
         return carry_out(trainer, checkpoint, finished=finished)
 
     # -- the result
