@@ -13,6 +13,7 @@ import hf_longctx as lc
 from families import FAMILIES, build, tokens
 from hf_longctx.attention import BACKENDS, flash, flex
 from hf_longctx.cli.env import _backend
+from hf_longctx.cli.shared import asked_limits
 from hf_longctx.measure.tasks import names as task_names
 from hf_longctx.patterns import Full, SlidingWindow, names, parse, presets
 from hf_longctx.patterns.base import REGISTRY
@@ -212,6 +213,12 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(plan, tmp_path, run):
     assert run("describe", str(tmp_path))[1].strip() == str(lc.describe(model))
 
 
+def test_a_limit_may_name_a_folder_that_was_saved_patched(tmp_path):
+    lc.patch(build("llama"), attention="window:8").config.save_pretrained(tmp_path)
+    [limit] = asked_limits(["as-loaded:effective=1k"], str(tmp_path), [], stock=True, kind="needle")
+    assert limit.variant == "as-loaded"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -235,6 +242,12 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(plan, tmp_path, run):
         (("tasks", "qa_1", "--files", "{nowhere}"), "SQuAD"),
         (("effective", "{model}", "--task", "qa_1"), "SQuAD"),
         (("effective", "{model}", "--fail-under", "efective=8k"), "did you mean 'effective'"),
+        (("effective", "{model}", "--fail-under", "as-loaded:effective=8k"), "the run has stock"),
+        (("effective", "{patched}", "--fail-under", "as-loadd:effective=8k"), "mean 'as-loaded'"),
+        (
+            ("needle", "{model}", "--fail-under", "as-loaded:recall=0.8", "--no-stock", "--rope", "yarn:2"),
+            "'as-loaded'",
+        ),
         (("needle", "{model}", "--fail-under", "recall=2"), "is no share"),
         (("needle", "{model}", "--variant", "x"), "variant 'x'"),
         (("needle", "{model}", "--dtype", "float8"), "float32, bfloat16, float16"),

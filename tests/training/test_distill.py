@@ -17,7 +17,7 @@ from hf_longctx.cli import distill as command
 from hf_longctx.hf.mixers import mixers
 from hf_longctx.measure import haystack
 from hf_longctx.measure.needle import run_needle
-from hf_longctx.training import distill, distillation
+from hf_longctx.training import distill, distillation_run
 from hf_longctx.training.phases import DEFAULT
 from tiny_model import make_tiny
 
@@ -44,8 +44,8 @@ def losses(record) -> list[list[float]]:
 
 
 def test_a_healed_model_is_better_and_its_teacher_untouched(tmp_path, byte_tokenizer, monkeypatch, capsys):
-    monkeypatch.setattr(distillation, "_DEPTHS", 1)
-    monkeypatch.setattr(distillation, "_TRIALS", 1)
+    monkeypatch.setattr(distillation_run, "_DEPTHS", 1)
+    monkeypatch.setattr(distillation_run, "_TRIALS", 1)
     model, stock, ids = lively(), lively(), torch.arange(3, 63)[None]
     before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
     record = distill(
@@ -170,11 +170,17 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, lively_folder):
         ({"data": "no/such/thing"}, "cannot be opened"),
         ({"mamba": "0,9"}, "matches no layer"),
         ({"mamba": "*"}, "leaves no attention layer"),
+        ({"attention": "windw:4"}, "windw"),
+        ({"rope": "yarn:0.5"}, "factor"),
+        ({"own_windows": "keep"}, "own_windows"),
+        ({"report_to": "tensorbored"}, "report_to is 'tensorbored'"),
+        ({"needle": (20,)}, "needle: nothing can be asked at 20 tokens"),
     ],
 )
-def test_what_cannot_work_is_refused(tmp_path, byte_tokenizer, given, words):
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, byte_tokenizer, given, words):
     with pytest.raises(ValueError, match=words):
         distill(lively(), byte_tokenizer, out=tmp_path / "run", **SMALL | given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_patched_model_and_a_foreign_folder_are_refused(tmp_path, byte_tokenizer):

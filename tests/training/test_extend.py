@@ -7,10 +7,12 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from collections import namedtuple
 
 import pytest
@@ -21,7 +23,7 @@ from transformers.integrations import integration_utils as integrations
 import hf_longctx as lc
 from families import build
 from hf_longctx.measure import needle, runs
-from hf_longctx.training import RECIPES, extend, extension_run, held_out, load_adapter
+from hf_longctx.training import RECIPES, corpus, extend, extension_run, held_out, load_adapter, progress
 from hf_longctx.training.corpus import open_corpus
 from hf_longctx.training.dataset import held_out_ids
 from page_reader import read
@@ -88,6 +90,8 @@ def test_one_page_tells_all_three_models(tmp_path, tiny_folder, monkeypatch, cap
         name in text for name in (*NAMES, "extend TINY", "KL divergence from base", "owner/tiny for 128 tokens")
     )
     assert str(tiny_folder) not in text
+    with pytest.raises(ValueError, match="this run asked at 700 before"):
+        extend(str(tiny_folder), out=tmp_path, needle=(700, 800), **given, model_name="owner/tiny")
     assert [part.kind for part in runs.read(tmp_path).parts] == ["extension", "needle"]
     told = capsys.readouterr().err
     for name in NAMES:
@@ -221,7 +225,7 @@ extend(sys.argv[1], out=sys.argv[2], **eval(sys.argv[3]))
 """
 
 
-def test_a_run_killed_between_two_checkpoints_goes_on_with_the_same_losses(tmp_path, tiny_folder):
+def test_a_run_killed_between_two_checkpoints_goes_on_with_the_same_losses(tmp_path, tiny_folder, monkeypatch, capsys):
     """SIGKILL after the weights of step 3 have changed and before they are saved; step 2 has the last checkpoint."""
     given = RESUMED | {"stages": "96:2,128:4", "progress": False}
     whole = extend(str(tiny_folder), out=tmp_path / "whole", **given)
@@ -231,9 +235,26 @@ def test_a_run_killed_between_two_checkpoints_goes_on_with_the_same_losses(tmp_p
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert [path.name for path in (out / "stages" / "1").iterdir()] == ["checkpoint-2"]
-    record = extend(str(tiny_folder), out=out, **given)
+    read, seconds = corpus.prose.sentences, [0]
+
+    def clock():
+        seconds[0] += 1
+        return seconds[0]
+
+    def slowly(seed):
+        seconds[0] += 10_000  # rows that were trained on are passed over, and that is no part of a step
+        return read(seed)
+
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(corpus.prose, "sentences", slowly)
+    record = extend(str(tiny_folder), out=out, **given | {"progress": True})
+    told = capsys.readouterr().err
+    assert "training: 2 steps of 6 are left, 192 tokens, by 1 process\n" in told
+    assert re.search(r"step 3/4 .* 0:00:01 left", told)
     assert losses(record) == losses(whole)
     assert len(losses(record)) == 6
+    with pytest.raises(ValueError, match="this run is finished and asked nothing"):
+        extend(str(tiny_folder), out=out, needle=(700,), **given)
     ends = [AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (out, tmp_path / "whole")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 

@@ -6,7 +6,7 @@ import pytest
 
 from hf_longctx.hf.rotary import RopeGeometry
 from hf_longctx.rope import NTK, parse
-from hf_longctx.training.recipes import RECIPES, Recipe, Step, find_recipe
+from hf_longctx.training.recipes import RECIPES, Recipe, Stage, Step, find_recipe
 from hf_longctx.training.stage_plan import parse_steps, plan_stages
 
 LLAMA2 = RopeGeometry(dim=128, base=1e4, trained=4096, max_positions=4096, current=None)
@@ -31,6 +31,15 @@ def test_yarn_as_published():
     found = [(s.rope, s.window, s.length, s.steps, s.batch) for s in plan_stages(find_recipe("yarn-32"), LLAMA2)]
     assert found == [("yarn:16", 65536, 65536, 400, 64), ("yarn:32", 131072, 65536, 200, 64)]
     assert find_recipe("yarn-32").betas == (0.9, 0.95)
+
+
+def test_linear_pi_as_published():
+    """Section 3.1: 1000 steps, all parameters, 64 sequences of the window, AdamW at 2e-5 without decay, warm-up 20."""
+    recipe = find_recipe("linear-pi")
+    llama = RopeGeometry(dim=128, base=1e4, trained=2048, max_positions=2048, current=None)
+    [stage] = plan_stages(recipe, llama, to=8192)
+    assert stage == Stage(8192, 8192, "linear:4", steps=1000, batch=64, learning_rate=2e-5)
+    assert (recipe.tune, recipe.betas, recipe.weight_decay, recipe.warmup) == ("full", (0.9, 0.95), 0.0, 20)
 
 
 def test_easycontext_raises_theta_as_published():

@@ -127,7 +127,7 @@ def effective(
         as_json=as_json,
         dtype=dtype,
         device=device,
-        limits=asked_limits(fail_under, chosen, stock=not no_stock, kind="tasks" if fixed else "effective"),
+        limits=asked_limits(fail_under, model, chosen, stock=not no_stock, kind="tasks" if fixed else "effective"),
     )
 
 

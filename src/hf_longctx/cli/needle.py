@@ -114,7 +114,7 @@ def needle(
         as_json=as_json,
         dtype=dtype,
         device=device,
-        limits=asked_limits(fail_under, chosen, stock=not no_stock, kind="needle"),
+        limits=asked_limits(fail_under, model, chosen, stock=not no_stock, kind="needle"),
     )
 
 

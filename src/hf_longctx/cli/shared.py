@@ -118,24 +118,30 @@ def trained(
         show(record, out)
 
 
-def asked_limits(fail_under: list[str] | None, variants: Sequence[Variant], *, stock: bool, kind: str) -> list[Limit]:
+def asked_limits(
+    fail_under: list[str] | None, model: str, variants: Sequence[Variant], *, stock: bool, kind: str
+) -> list[Limit]:
     """What `--fail-under` of one command asks for.
 
     Args:
         fail_under: as given.
+        model: as given; its config is read where a limit may name the model as it was loaded.
         variants: those that run.
         stock: whether the untouched model runs.
         kind: of the command, as a suite names it.
 
     Raises:
-        ValueError: as `gate.parse` and `gate.check`.
+        ValueError: as `gate.parse` and `gate.check`, or no such model.
     """
+    from hf_longctx.hf.loading import load_config
     from hf_longctx.measure import gate
     from hf_longctx.measure.variants import AS_LOADED, STOCK
 
     limits = list(gate.parse(fail_under or []))
-    # Whether the model was saved patched is known once it is loaded.
-    names = [*([STOCK] if stock else []), AS_LOADED, *(variant.name for variant in variants)]
+    names = [*([STOCK] if stock else []), *(variant.name for variant in variants)]
+    unknown = any(one.variant not in (None, *names) for one in limits)
+    if unknown and getattr(load_config(model), "longctx", None):
+        names.append(AS_LOADED)
     gate.check(limits, names, {kind})
     return limits
 

@@ -30,6 +30,9 @@ _RUNS = {"run.json", "cost.json"}
 _LOCKS = ".locks"
 """Folder of lock files: one for each file of rows, one for each cell, `run` for what all processes write."""
 
+_NO_FIGURE = {"memory"}
+"""What cost runs used to keep among their settings, and changes no figure: older folders go on whatever it was."""
+
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 Key = tuple[str, int, int, float | None, str]
@@ -334,7 +337,7 @@ def _agreed(out: Path, run: dict[str, Any], settings: Mapping[str, Any]) -> dict
         )
     now = json.loads(json.dumps(dict(settings)))
     then = run["settings"]
-    changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+    changed = [key for key in sorted({*now, *then} - _NO_FIGURE) if now.get(key) != then.get(key)]
     if changed:
         differences = ", ".join(f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Numbers that a training run is asked for: refused by name before anything is loaded."""
+"""Numbers and dtypes that a training run is asked for: refused by name."""
 
 from __future__ import annotations
 
@@ -36,3 +36,17 @@ def positive(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}: it must be a finite number above 0")
+
+
+def trainable(dtype: Any) -> None:
+    """Raise for a dtype of weights that training would break; None is left to the model.
+
+    Raises:
+        ValueError: float16.
+
+    >>> trainable("float16")
+    Traceback (most recent call last):
+    ValueError: dtype is float16, in which gradients vanish: choose bfloat16 or float32
+    """
+    if str(dtype).removeprefix("torch.") == "float16":
+        raise ValueError("dtype is float16, in which gradients vanish: choose bfloat16 or float32")

@@ -11,7 +11,7 @@ from hf_longctx.hf.patching import is_patched
 from hf_longctx.hf.rotary import geometry
 from hf_longctx.rope import Scaling
 
-from .checks import positive, whole
+from .checks import positive, trainable, whole
 from .corpus import open_corpus
 from .extension_run import ExtensionRun
 from .recipes import Recipe, find_recipe
@@ -19,8 +19,6 @@ from .rehearsal import Rehearsal, check_memory
 from .stage_plan import plan_stages
 from .stages import accumulation, open_run, origin, processes_for
 from .tuning import check_tune
-
-_FLOAT16 = "dtype is float16, in which gradients vanish: choose bfloat16 or float32"
 
 
 def extend(
@@ -123,8 +121,7 @@ def extend(
         raise ValueError("merge=False saves the adapter alone, and tune='full' makes none: leave one of them out")
     if named:
         check_place(dtype, device)
-    if str(dtype).removeprefix("torch.") == "float16":
-        raise ValueError(_FLOAT16)
+    trainable(dtype)
     if not named and tokenizer is None:
         raise ValueError("tokenizer is None: give the loaded model's tokenizer, or the model by name")
     config = load_config(model) if named else model.config
@@ -166,8 +163,7 @@ def extend(
     base = hub_id(name) or hub_id(loaded_by)
     if named:
         model = _load(model, tuned, dtype, device, processes)
-    if str(model.dtype) == "torch.float16":
-        raise ValueError(_FLOAT16)
+    trainable(model.dtype)
     if needle and tuned == "full" and str(model.dtype) != "torch.float32":
         raise ValueError(
             f"dtype is {str(model.dtype).removeprefix('torch.')} with tune='full', which trains and saves float32, "
@@ -208,10 +204,18 @@ def _load(name: str, tuned: str, dtype: str | None, device: str | None, processe
 
 
 def _same_needles(record: dict[str, Any], needle: Sequence[int]) -> None:
-    """Refuse other lengths than those that a run asked at before training: both tests must ask alike."""
+    """Refuse other lengths than those that a run asked at before training: both tests must ask alike.
+
+    A run that is finished has no model before training any more to ask.
+    """
     asked = sorted(int(length) for length in next(iter(record.get("needle", {}).values()), ()))
     if needle and asked and asked != sorted(set(needle)):
         raise ValueError(
             f"needle is {', '.join(map(str, needle))}, and this run asked at {', '.join(map(str, asked))} before "
             "training: give the same lengths, or begin in another folder"
+        )
+    if needle and not asked and record["finished"]:
+        raise ValueError(
+            "needle is given, and this run is finished and asked nothing before training: leave it out, begin in "
+            "another folder, or ask the result alone by hf-longctx needle"
         )

@@ -25,7 +25,7 @@ from .progress import forecast, say
 from .recipes import Recipe, Stage
 from .rehearsal import patch_stage
 from .run_folder import RunFolder
-from .stages import accumulation, carry_out, go_through
+from .stages import accumulation, carry_out, go_through, reached
 from .tuning import make_trainable, to_float32
 
 logger = logging.getLogger(__name__)
@@ -202,8 +202,15 @@ class ExtensionRun:
     ) -> None:
         """Train every stage that is not finished, from the last whole checkpoint."""
         if self.progress:
-            passes = 4 if how["checkpointing"] else 3
-            say(forecast(planned, processes=self.processes.num_processes, seconds=self._reading, passes=passes))
+            at, step, _ = reached(self.run, planned)
+            said = forecast(
+                planned,
+                processes=self.processes.num_processes,
+                done=step + sum(stage.steps for stage in planned[:at]),
+                seconds=self._reading,
+                passes=4 if how["checkpointing"] else 3,
+            )
+            say(said)
         checkpoint_bytes = 3 * bytes_of(p for p in adapted.parameters() if p.requires_grad) + (1 << 20)
         if self.tuned == "full":
             checkpoint_bytes += bytes_of(p for p in adapted.parameters() if not p.requires_grad)
@@ -239,7 +246,7 @@ class ExtensionRun:
     ) -> list[dict[str, Any]]:
         """Train one stage, or load what it came to; the log of its steps."""
         from .guards import Guards, first_loss_limit
-        from .trainer import make_trainer
+        from .trainer import Setup, make_trainer
 
         reference = self.run.record["reference_loss"]
         limit = max_first_loss
@@ -249,33 +256,28 @@ class ExtensionRun:
             first_limit=limit, reference=reference, clip=self.recipe.clip, checkpoint_bytes=checkpoint_bytes,
             rope=stage.rope,
         )  # fmt: skip
-        trainer = make_trainer(
-            adapted,
-            PackedDataset(
-                self.corpus,
-                self.tokenizer,
-                stage.length,
-                window=stage.window if pose else None,
-                seed=self.seed + index,
-            ),
+        dataset = PackedDataset(
+            self.corpus,
+            self.tokenizer,
+            stage.length,
+            window=stage.window if pose else None,
+            seed=self.seed + index,
+        )
+        setup = Setup(
             self.recipe,
             stage,
-            out=self.run.stage(index),
-            guards=guards,
+            self.run.stage(index),
+            save_every,
+            report_to,
+            self.seed,
             micro_batch=micro_batch,
             accumulation=accumulation(stage.batch, micro_batch, self.processes.num_processes),
             checkpointing=checkpointing,
             autocast=self._autocast(),
             on_cpu=self.model.device.type == "cpu",
-            save_every=save_every,
-            report_to=report_to,
-            progress=f"stage {index + 1} of {stages}, "
-            if self.progress and stages > 1
-            else ""
-            if self.progress
-            else None,
-            seed=self.seed,
         )
+        said = f"stage {index + 1} of {stages}, " if stages > 1 else ""
+        trainer = make_trainer(adapted, dataset, setup, guards=guards, progress=said if self.progress else None)
         return carry_out(trainer, checkpoint, finished=finished)
 
     # -- the result

@@ -19,11 +19,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def forecast(stages: Sequence[Stage], *, processes: int, seconds: float | None = None, passes: int = 4) -> str:
+def forecast(
+    stages: Sequence[Stage], *, processes: int, done: int = 0, seconds: float | None = None, passes: int = 4
+) -> str:
     """What training is about to do, and about how long it takes, before the first step tells.
 
     Args:
         stages: of the run.
+        done: steps that a run which goes on has behind it, all stages together.
         processes: that share each batch.
         seconds: that a process took to read a token, forward; None where that was not measured.
         passes: readings that a training step is worth: forward, backward (two), and forward again where activations
@@ -32,12 +35,16 @@ def forecast(stages: Sequence[Stage], *, processes: int, seconds: float | None =
     >>> one = Stage(window=16384, length=2048, rope="yarn:2", steps=16, batch=2, learning_rate=1e-4)
     >>> forecast([one], processes=1, seconds=0.005)
     'training: 16 steps, 65,536 tokens, by 1 process; about 0:22:00 by the time that reading took'
-    >>> forecast([one], processes=2)
-    'training: 16 steps, 65,536 tokens, by 2 processes'
+    >>> forecast([one, one], processes=2, done=20)
+    'training: 12 steps of 32 are left, 49,152 tokens, by 2 processes'
     """
-    tokens = sum(one.steps * one.batch * one.length for one in stages)
-    many = "es" if processes > 1 else ""
-    said = f"training: {sum(one.steps for one in stages):,} steps, {tokens:,} tokens, by {processes} process{many}"
+    steps = sum(one.steps for one in stages)
+    tokens, behind = 0, done
+    for one in stages:
+        tokens += max(one.steps - behind, 0) * one.batch * one.length
+        behind = max(behind - one.steps, 0)
+    count = f"{steps - done:,} steps of {steps:,} are left" if done else f"{steps:,} steps"
+    said = f"training: {count}, {tokens:,} tokens, by {processes} process{'es' if processes > 1 else ''}"
     if seconds is None:
         return said
     minutes = max(1, round(tokens * seconds * passes / processes / 60))
@@ -57,9 +64,10 @@ class Progress(TrainerCallback):
     stage: str = ""
     _last: tuple[float, int] | None = field(default=None, repr=False)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The clock starts."""
-        self._last = (time.perf_counter(), state.global_step)
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The clock starts with the first step, when a run that goes on has passed over the rows that it has seen."""
+        if self._last is None:
+            self._last = (time.perf_counter(), state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """One line for what was logged."""

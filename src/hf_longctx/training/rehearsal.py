@@ -1,4 +1,4 @@
-"""Everything that an extension can be refused for, tried in seconds before anything long begins."""
+"""What a training run can be refused for, tried in seconds before anything long begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .corpus import Corpus
 from .dataset import PackedDataset, held_out_ids
 from .recipes import Recipe, Stage
 from .tiled_loss import tile_loss, untile_loss
-from .trainer import training_arguments
+from .trainer import Setup
 from .tuning import projections
 
 #: What an AdamW checkpoint holds of a trained parameter: itself and two moments.
@@ -69,12 +69,11 @@ class Rehearsal:
         """
         check_logs(self.report_to)
         for stage in self.stages:
-            training_arguments(
-                self.recipe, stage, out=self.out, micro_batch=1, accumulation=1, checkpointing=True, autocast=False,
-                on_cpu=True, save_every=self.save_every, report_to=self.report_to, seed=self.seed,
-            )  # fmt: skip
+            Setup(self.recipe, stage, self.out, self.save_every, self.report_to, self.seed).arguments()
         self._model(model)
-        self._data(tokenizer)
+        lengths = [stage.length for stage in self.stages]
+        without = "leave measuring out (--no-measure, measure=False)" if self.measure else None
+        check_text(self.corpus, tokenizer, lengths, seed=self.seed, without=without)
         if self.needle:
             check_needles(tokenizer, self.needle, self.seed)
         self._disk(model)
@@ -89,16 +88,6 @@ class Rehearsal:
         for stage in self.stages:
             patch_stage(model, stage, self.attention, self.pose)
             unpatch(model)
-
-    def _data(self, tokenizer: Any) -> None:
-        """Does the text fill a sequence of each length, and is some of it held out?"""
-        for length in dict.fromkeys(stage.length for stage in self.stages):
-            next(iter(PackedDataset(self.corpus, tokenizer, length, seed=self.seed)))
-        if self.measure and len(held_out_ids(self.corpus, tokenizer, 2)) < 2:
-            raise ValueError(
-                f"data={self.corpus.name!r} holds out no text to measure on, since it has too few documents: give "
-                "more text, or leave measuring out (--no-measure, measure=False)"
-            )
 
     def _disk(self, model: Any) -> None:
         """Is there room for the result, and for checkpoints of at least LoRA's size?"""
@@ -124,6 +113,28 @@ def patch_stage(model: Any, stage: Stage, attention: str | None, pose: bool) -> 
         patch(model, rope=stage.rope)
         return str(error)
     return None
+
+
+def check_text(corpus: Corpus, tokenizer: Any, lengths: Sequence[int], *, seed: int, without: str | None) -> None:
+    """Raise unless the text fills a sequence of each length, and some of it is held out where that is measured on.
+
+    Args:
+        corpus: the text.
+        tokenizer: of the model.
+        lengths: of sequences.
+        seed: of the run.
+        without: what to do to measure nothing, for the error; None where nothing is measured.
+
+    Raises:
+        ValueError: too little text.
+    """
+    for length in dict.fromkeys(lengths):
+        next(iter(PackedDataset(corpus, tokenizer, length, seed=seed)))
+    if without and len(held_out_ids(corpus, tokenizer, 2)) < 2:
+        raise ValueError(
+            f"data={corpus.name!r} holds out no text to measure on, since it has too few documents: give more text, "
+            f"or {without}"
+        )
 
 
 def check_logs(report_to: str) -> None:

@@ -66,6 +66,14 @@ def origin(*, source: str, data: str, command: str | None) -> dict[str, Any]:
     return {"source": source, "data": data, "command": command, "versions": versions}
 
 
+def reached(run: RunFolder, stages: Sequence[Any]) -> tuple[int, int, Path | None]:
+    """How far a run is: the stage that it goes on with, its steps that are done, and its last whole checkpoint."""
+    for index in reversed(range(len(stages))):
+        if found := whole_checkpoints(run.stage(index)):
+            return index, *found[-1]
+    return 0, 0, None
+
+
 def go_through(
     run: RunFolder, stages: Sequence[Any], train: Train, *, model: Any, checkpoint_bytes: int, processes: Any
 ) -> None:
@@ -88,11 +96,11 @@ def go_through(
         for index in range(len(stages)):
             drop_torn(run.stage(index))
     processes.wait_for_everyone()
-    found = [whole_checkpoints(run.stage(index)) for index in range(len(stages))]
-    at = max((index for index, one in enumerate(found) if one), default=0)
+    at, step, checkpoint = reached(run, stages)
     logs = dict(enumerate(run.record.get("stages", ())))
     for index in range(at, len(stages)):
-        step, checkpoint = found[index][-1] if found[index] else (0, None)
+        if index > at:
+            step, checkpoint = 0, None
         log = train(index, stages[index], checkpoint, step >= stages[index].steps)
         gc.collect()  # a trainer is in cycles
         logs[index] = asdict(stages[index]) | {"log": log}

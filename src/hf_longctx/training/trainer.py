@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,98 +30,85 @@ class ExtendTrainer(Trainer):
         return [row for row in state["log_history"] if "loss" in row]
 
 
-def make_trainer(
-    model: Any,
-    dataset: Any,
-    recipe: Recipe,
-    stage: Stage | Phase,
-    *,
-    out: Path,
-    guards: Guards,
-    micro_batch: int,
-    accumulation: int,
-    checkpointing: bool,
-    autocast: bool,
-    on_cpu: bool,
-    save_every: int | None,
-    report_to: str,
-    progress: str | None,
-    seed: int,
-) -> ExtendTrainer:
-    """A trainer for one stage.
+@dataclass(frozen=True)
+class Setup:
+    """How a stage is trained.
 
-    Args:
-        model: what is trained: a PEFT model, a transformers one, or the student of a distillation.
-        dataset: of packed sequences, without end.
+    Attributes:
         recipe: the optimizer's settings.
         stage: steps, lengths, learning rate.
         out: where checkpoints go.
-        guards: what stops it.
+        save_every: steps between checkpoints; None is a tenth of the stage, at most 100.
+        report_to: where the trainer logs to.
+        seed: of the trainer.
         micro_batch: sequences that a process computes at once.
         accumulation: times before an optimizer step.
         checkpointing: whether activations are computed again in the backward pass.
         autocast: whether to compute in bfloat16.
         on_cpu: whether to stay off CUDA.
-        save_every: steps between checkpoints.
-        report_to: where the trainer logs to.
-        progress: prefix of a line a step; None prints none.
-        seed: of the trainer.
     """
-    arguments = training_arguments(
-        recipe, stage, out=out, micro_batch=micro_batch, accumulation=accumulation, checkpointing=checkpointing,
-        autocast=autocast, on_cpu=on_cpu, save_every=save_every, report_to=report_to, seed=seed,
-    )  # fmt: skip
+
+    recipe: Recipe
+    stage: Stage | Phase
+    out: Path
+    save_every: int | None
+    report_to: str
+    seed: int
+    micro_batch: int = 1
+    accumulation: int = 1
+    checkpointing: bool = True
+    autocast: bool = False
+    on_cpu: bool = True
+
+    def arguments(self) -> TrainingArguments:
+        """What it is to transformers' Trainer.
+
+        Raises:
+            ValueError: a recipe with a setting that transformers does not know.
+        """
+        recipe, stage = self.recipe, self.stage
+        return TrainingArguments(
+            output_dir=str(self.out),
+            max_steps=stage.steps,
+            per_device_train_batch_size=self.micro_batch,
+            gradient_accumulation_steps=self.accumulation,
+            learning_rate=stage.learning_rate,
+            lr_scheduler_type=recipe.schedule,
+            warmup_steps=min(recipe.warmup, stage.steps // 10),  # recipes are written for hundreds of steps
+            optim="adamw_torch",
+            adam_beta1=recipe.betas[0],
+            adam_beta2=recipe.betas[1],
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.clip,
+            bf16=self.autocast,
+            use_cpu=self.on_cpu,
+            activation_checkpointing=self.checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if self.checkpointing else None,
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # it would put an old loss in the place of one that is not a number
+            save_steps=min(max(stage.steps // 10, 1), 100) if self.save_every is None else self.save_every,
+            save_total_limit=KEPT,
+            remove_unused_columns=False,
+            report_to=self.report_to,
+            disable_tqdm=True,
+            seed=self.seed,
+            dataloader_pin_memory=not self.on_cpu,
+        )
+
+
+def make_trainer(model: Any, dataset: Any, setup: Setup, *, guards: Guards, progress: str | None) -> ExtendTrainer:
+    """A trainer for one stage.
+
+    Args:
+        model: what is trained: a PEFT model, a transformers one, or the student of a distillation.
+        dataset: of packed sequences, without end.
+        setup: how.
+        guards: what stops it.
+        progress: prefix of a line a step; None prints none.
+    """
     callbacks: list[Any] = [guards]
     if progress is not None:
-        callbacks.append(Progress(stage.batch * stage.length, progress))
-    trainer = ExtendTrainer(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks)
+        callbacks.append(Progress(setup.stage.batch * setup.stage.length, progress))
+    trainer = ExtendTrainer(model=model, args=setup.arguments(), train_dataset=dataset, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def training_arguments(
-    recipe: Recipe,
-    stage: Stage | Phase,
-    *,
-    out: Path,
-    micro_batch: int,
-    accumulation: int,
-    checkpointing: bool,
-    autocast: bool,
-    on_cpu: bool,
-    save_every: int | None,
-    report_to: str,
-    seed: int,
-) -> TrainingArguments:
-    """The trainer's arguments for one stage; what they are is said at `make_trainer`.
-
-    Raises:
-        ValueError: a recipe with a setting that transformers does not know.
-    """
-    return TrainingArguments(
-        output_dir=str(out),
-        max_steps=stage.steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=min(recipe.warmup, stage.steps // 10),  # recipes are written for hundreds of steps
-        optim="adamw_torch",
-        adam_beta1=recipe.betas[0],
-        adam_beta2=recipe.betas[1],
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
-        bf16=autocast,
-        use_cpu=on_cpu,
-        activation_checkpointing=checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would put an old loss in the place of one that is not a number
-        save_steps=min(max(stage.steps // 10, 1), 100) if save_every is None else save_every,
-        save_total_limit=KEPT,
-        remove_unused_columns=False,
-        report_to=report_to,
-        disable_tqdm=True,
-        seed=seed,
-        dataloader_pin_memory=not on_cpu,
-    )
