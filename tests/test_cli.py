@@ -243,7 +243,7 @@ def test_a_limit_may_name_a_folder_that_was_saved_patched(tmp_path):
         (("effective", "{model}", "--task", "qa_1"), "SQuAD"),
         (("effective", "{model}", "--fail-under", "efective=8k"), "did you mean 'effective'"),
         (("effective", "{model}", "--fail-under", "as-loaded:effective=8k"), "the run has stock"),
-        (("effective", "{patched}", "--fail-under", "as-loadd:effective=8k"), "mean 'as-loaded'"),
+        (("effective", "{patched}", "--fail-under", "as-loadd:effective=8k"), "names the variant 'as-loadd'"),
         (
             ("needle", "{model}", "--fail-under", "as-loaded:recall=0.8", "--no-stock", "--rope", "yarn:2"),
             "'as-loaded'",

@@ -31,8 +31,8 @@ from hf_longctx.cli.shared import parse_lengths
 from hf_longctx.measure.controls import CONTROLS, is_control
 from hf_longctx.measure.haystack import default_haystack, open_haystack
 from hf_longctx.measure.needle import run_needle
+from hf_longctx.measure.rows import Key, read_rows, row_files, row_key
 from hf_longctx.measure.side_rows import SideRows
-from hf_longctx.measure.store import Key, read_rows, row_files, row_key
 
 TARGET = 8.0
 """Times less than one prefill a cell: DESIGN, section 8."""

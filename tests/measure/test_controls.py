@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from hf_longctx.measure import evaluate, needle
+from hf_longctx.measure import answer, cell
 from hf_longctx.measure.controls import CONTROLS, LONE, control_of, failed, grade, is_control
 from hf_longctx.measure.evaluate import run_tasks
 from hf_longctx.measure.needle import run_needle
@@ -63,7 +63,7 @@ READERS = {  # what is said; score, hits without the needle, hits with the wrong
 @pytest.mark.parametrize("reader", READERS)
 def test_whoever_says_the_number_that_it_sees_is_found_out(reader, model, tokenizer, monkeypatch, tmp_path):
     say, score, absent, wrong = READERS[reader]
-    monkeypatch.setattr(evaluate, "ask", answering(tokenizer, say))
+    monkeypatch.setattr(answer, "ask", answering(tokenizer, say))
     options = {"tasks": ["niah_single_2"], "lengths": [500], "trials": 3, "controls": 3, "out": tmp_path}
     found = run_tasks(model, tokenizer, **options)["variants"]["stock"]
     assert found["cells"][0]["score"] == score
@@ -111,7 +111,7 @@ def test_a_needle_run_is_not_fooled(mode, blind, model, tokenizer, monkeypatch, 
             said = facts[-1:] and facts[-1][1] if blind else (own or ["none"])[0]
             yield index, Reply((1,), str(said or ""), torch.zeros(1))
 
-    monkeypatch.setattr(needle, "ask_all", ask_all)
+    monkeypatch.setattr(cell, "ask_all", ask_all)
     options = {"lengths": [300, 400], "depths": 2, "trials": 3, "needles": mode, "damage": False}
     entry = run_needle(model, tokenizer, **options)["variants"]["stock"]
     assert entry["control"]["no-needle"]["hits"] == 0

@@ -11,7 +11,8 @@ from hf_longctx import patched
 from hf_longctx.hf.lengths import held_length
 from hf_longctx.measure import damage as module
 from hf_longctx.measure import report, run_needle
-from hf_longctx.measure.damage import Listener, damage_lines, draw_bins, edges, summarise_damage
+from hf_longctx.measure.damage import damage_lines, draw_bins, edges, summarise_damage
+from hf_longctx.measure.listener import Listener
 
 SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}
 WINDOW = "window: attention=window:8+global:4"

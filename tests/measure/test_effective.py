@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_longctx.measure.effective import Climb, crossing, curve_length, falling_fit, judge, summarise
+from hf_longctx.measure.effective import Climb, curve_length, judge, summarise
+from hf_longctx.measure.falling_curve import crossing, falling_fit
 
 LADDER = (1024, 2048, 4096, 8192)
 GOOD, BAD = [1.0] * 48, [0.0] * 12

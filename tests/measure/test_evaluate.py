@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from hf_longctx import describe, is_patched, patched
 from hf_longctx.cli.effective import effective, parse_budget, parse_files
 from hf_longctx.hf import loading
-from hf_longctx.measure import evaluate, report, subject
+from hf_longctx.measure import answer, report, subject
 from hf_longctx.measure.climb import run_effective
 from hf_longctx.measure.controls import CONTROLS, LONE, control_of
 from hf_longctx.measure.evaluate import Evaluation, run_tasks
@@ -33,22 +33,22 @@ def rows_of(out):
 
 def test_every_variant_is_asked_the_same_and_answers_as_generate_does(model, tokenizer, monkeypatch):
     seen = []
-    real = evaluate.ask
+    real = answer.ask
 
     def spy(reader, ids, **more):
         reply = real(reader, ids, **more)
         seen.append((tuple(ids), reply.ids, more["limit"]))
         return reply
 
-    monkeypatch.setattr(evaluate, "ask", spy)
+    monkeypatch.setattr(answer, "ask", spy)
     run_tasks(model, tokenizer, controls=0, **OPTIONS)
     asked = [ids for ids, _, _ in seen]
     assert len(asked) == 24
     assert asked[:8] == asked[8:16] == asked[16:]
-    for ids, answer, limit in seen[:8]:
+    for ids, said, limit in seen[:8]:
         whole = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False)[0, len(ids) :].tolist()
-        assert list(answer) == [token for token in whole if token != tokenizer.eos_token_id][: len(answer)]
-        assert len(answer) == limit or tokenizer.eos_token_id in whole
+        assert list(said) == [token for token in whole if token != tokenizer.eos_token_id][: len(said)]
+        assert len(said) == limit or tokenizer.eos_token_id in whole
 
 
 def test_a_row_says_what_was_asked_and_found(model, tokenizer, tmp_path):
@@ -123,7 +123,7 @@ def test_too_short_and_out_of_memory_are_invalid_never_a_miss(model, tokenizer, 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(evaluate, "ask", full)
+    monkeypatch.setattr(answer, "ask", full)
     rows = []
     run_tasks(model, tokenizer, tasks=["passkey"], lengths=[300], trials=1, on_row=rows.append)
     assert {(row["outcome"], row["reason"]) for row in rows} == {("invalid", "out of memory")}

@@ -12,7 +12,7 @@ import torch
 from hf_longctx import describe, is_patched, patch
 from hf_longctx.measure import report, run_needle, subject
 from hf_longctx.measure.controls import CONTROLS, LONE
-from hf_longctx.measure.store import row_key
+from hf_longctx.measure.rows import row_key
 
 VARIANTS = ["yarn2: rope=yarn:2", "window: attention=window:40+global:4"]
 SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}

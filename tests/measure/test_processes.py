@@ -16,7 +16,8 @@ from hf_longctx.measure.evaluate import run_tasks
 from hf_longctx.measure.needle import run_needle
 from hf_longctx.measure.processes import Place
 from hf_longctx.measure.report import load
-from hf_longctx.measure.store import RunStore, row_files, row_key
+from hf_longctx.measure.rows import row_files, row_key
+from hf_longctx.measure.store import RunStore
 
 VARIANT, LENGTHS, TRIALS = "yarn2: rope=yarn:2", "200,400", 8
 

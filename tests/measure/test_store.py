@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_longctx.measure import store
-from hf_longctx.measure.store import RunStore, row_key, write_json
+from hf_longctx.measure.rows import row_key
+from hf_longctx.measure.store import RunStore, write_json
 
 SETTINGS = {"model": "m", "lengths": [1024], "seed": 0}
 

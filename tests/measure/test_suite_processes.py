@@ -16,7 +16,8 @@ from hf_longctx.cli import main
 from hf_longctx.measure import cost as cost_module
 from hf_longctx.measure import processes
 from hf_longctx.measure.cost_child import measure
-from hf_longctx.measure.store import RunStore, row_files
+from hf_longctx.measure.rows import row_files
+from hf_longctx.measure.store import RunStore
 
 SUITE = """
 name: small

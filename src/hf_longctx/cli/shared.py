@@ -125,7 +125,7 @@ def asked_limits(
 
     Args:
         fail_under: as given.
-        model: as given; its config is read where a limit may name the model as it was loaded.
+        model: as given; its config is read where a limit names the model as it was loaded.
         variants: those that run.
         stock: whether the untouched model runs.
         kind: of the command, as a suite names it.
@@ -139,8 +139,7 @@ def asked_limits(
 
     limits = list(gate.parse(fail_under or []))
     names = [*([STOCK] if stock else []), *(variant.name for variant in variants)]
-    unknown = any(one.variant not in (None, *names) for one in limits)
-    if unknown and getattr(load_config(model), "longctx", None):
+    if any(one.variant == AS_LOADED for one in limits) and getattr(load_config(model), "longctx", None):
         names.append(AS_LOADED)
     gate.check(limits, names, {kind})
     return limits

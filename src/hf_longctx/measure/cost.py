@@ -24,7 +24,8 @@ from hf_longctx.patterns import parse
 from .cost_child import Task
 from .cost_model import FLASH, STANDARD, Method, cost
 from .environment import free_memory, hardware, origin
-from .store import RunStore, row_key
+from .rows import row_key
+from .store import RunStore
 from .subject import look_at
 from .variants import AS_LOADED, STOCK, Variant, as_variants
 

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .answer import answer, excerpt
 from .controls import CONTROLS, WRONG_KEY, kind_of
 from .environment import origin
 from .grid import check_lengths
 from .haystack import Haystack, open_haystack
-from .probe import CHUNK, ask, stop_ids
+from .probe import CHUNK
 from .processes import here
 from .prompts import Codec
 from .store import SCHEMA, RunStore
-from .subject import as_loaded, identity, learned_positions, look_at, patched_as, reading
+from .subject import as_loaded, identity, learned_positions, look_at, patched_as
 from .tally import numbers, pair, scores, texts
 from .tasks import Prompt, Unfit, find
 from .variants import Variant, as_variants
@@ -30,7 +31,6 @@ OnRow = Callable[[dict[str, Any]], None]
 
 _SEEDS = 1_000_000
 """Trials of one seed; runs with neighbouring seeds share no prompt."""
-_EXCERPT_TOKENS = 40
 
 
 def prompt_seed(seed: int, trial: int) -> int:
@@ -257,46 +257,13 @@ class Evaluation:
             "overlap": prompt.overlap,
             "unique_share": prompt.unique_share,
             "prompt_tokens": len(prompt.ids),
-            "context": self._excerpt(prompt),
+            "context": excerpt(self._codec, prompt),
         }
         if self._positions is not None and length > self._positions:
             self._keep(row | {"reason": f"the model has learned positions for {self._positions} tokens only"})
             return
-        found = self._answer(prompt)
+        found = answer(self._model, self._codec, prompt)
         self._keep(row | found | {"seconds": round(time.perf_counter() - started, 3)})
-
-    def _answer(self, prompt: Prompt) -> dict[str, Any]:
-        import torch
-
-        try:
-            with reading(self._model, prompt.length) as reader:
-                # Once the score is full, whatever may follow, nothing more can change it.
-                reply = ask(
-                    reader,
-                    prompt.ids,
-                    limit=prompt.budget,
-                    decode=self._codec.decode,
-                    stops=stop_ids(self._model, self._tokenizer),
-                    done=prompt.settled,
-                )
-        except torch.OutOfMemoryError:
-            return {"reason": "out of memory"}
-        score = prompt.score(reply.text)
-        return {
-            "outcome": "hit" if score == 1.0 else "miss",
-            "score": score,
-            "answer": reply.text,
-            "cut": len(reply.ids) == prompt.budget and score < 1.0,
-        }
-
-    def _excerpt(self, prompt: Prompt) -> dict[str, str]:
-        start, stop = prompt.needles[0] if prompt.needles else (len(prompt.ids), len(prompt.ids))
-        decode = self._codec.decode
-        return {
-            "before": decode(prompt.ids[max(0, start - _EXCERPT_TOKENS) : start]),
-            "needle": decode(prompt.ids[start:stop]),
-            "after": decode(prompt.ids[stop : stop + _EXCERPT_TOKENS]),
-        }
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.store.add_row(row)

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.hf.lengths import held_length, length_dependent
-
-from .controls import WRONG_KEY, control_of
-from .damage import Damage, Listener, summarise_damage
+from .cell import Cell, OnRow
+from .damage import Damage, summarise_damage
 from .environment import origin
 from .grid import Grid, Probe, build_grid
 from .haystack import Haystack, open_haystack, unique_share
-from .needles import is_hit
 from .overlap import literal_overlap
 from .placement import depth_grid
-from .probe import CHUNK, Reader, ask_all, stop_ids
+from .probe import CHUNK
 from .processes import here
-from .sharing import group, spent_tokens
 from .side_rows import SideRows
 from .store import SCHEMA, RunStore
-from .subject import as_loaded, identity, learned_positions, look_at, patched_as, switches_rope
+from .subject import as_loaded, identity, learned_positions, look_at
 from .variants import Variant, as_variants
-
-logger = logging.getLogger(__name__)
-
-OnRow = Callable[[dict[str, Any]], None]
 
 
 def run_needle(
@@ -132,8 +120,8 @@ def run_needle(
             harm = Damage(side, asked[0], grid, names, vocabulary=vocabulary) if damage else None
             alone = here().count == 1
 
-            def work(variant: Variant, trial: int) -> _Work:
-                return _Work(store, variant, trial, asked[trial], grid, exact=exact, progress=progress, on_row=on_row)
+            def work(variant: Variant, trial: int) -> Cell:
+                return Cell(store, variant, trial, asked[trial], grid, exact=exact, progress=progress, on_row=on_row)
 
             was_training = bool(getattr(model, "training", False))
             model.eval()
@@ -163,131 +151,6 @@ def run_needle(
 
         attempt(store.out)
     return summary
-
-
-@dataclass
-class _Work:
-    """The probes of one variant and trial."""
-
-    store: RunStore
-    variant: Variant
-    trial: int
-    probes: Sequence[Probe]
-    grid: Grid
-    exact: bool
-    progress: bool
-    on_row: OnRow | None
-
-    def run(self, model: Any, listener: Listener | None = None) -> None:
-        """Ask what has no row yet; a listener hears the reading of the longest length."""
-        pending = [probe for probe in self.probes if self._key(probe) not in self.store.rows]
-        for probe in pending:
-            if probe.reason is not None:
-                self._keep(probe, outcome="invalid", reason=probe.reason)
-        if listener is None and all(probe.reason is not None for probe in pending):
-            return
-        with patched_as(model, self.variant):
-            by_length, at_once = length_dependent(model), switches_rope(model)
-            if by_length or at_once:
-                share = "no prompt shares a reading" if at_once else "each length is read by itself"
-                logger.info("%s: RoPE depends on the length, so %s", self.variant.name, share)
-            per_length = by_length or self.grid.mode == "single"
-            afresh = self.exact or at_once
-            groups = group(self.probes, exact=afresh, per_length=per_length)
-            spent = spent_tokens(groups)
-            stops = stop_ids(model, self.grid.codec.tokenizer)
-            total = sum(spent[probe.length, probe.depth, probe.kind] for probe in pending if probe.reason is None)
-            with self._bar(total) as advance:
-                for members in groups:
-                    held = held_length(model, members[0].length) if by_length else contextlib.nullcontext()
-                    heard = listener if members is groups[-1] else None
-                    chunk = members[-1].length if at_once else CHUNK
-                    with held:
-                        reader = Reader(model, chunk=chunk, on_tokens=advance, listener=heard)
-                        # One at a time: a prompt of its own for every cell at once would fill the memory.
-                        asked = [probe.afresh() for probe in members] if afresh else members
-                        self._ask(reader, asked, spent, stops, through=heard is not None)
-
-    def _ask(
-        self,
-        reader: Reader,
-        members: Sequence[Probe],
-        spent: Mapping[tuple[int, float | None, str], int],
-        stops: frozenset[int],
-        *,
-        through: bool,
-    ) -> None:
-        import torch
-
-        codec = self.grid.codec
-        started = time.perf_counter()
-        try:
-            for index, reply in ask_all(
-                reader,
-                members[-1].trunk,
-                [probe.branch() for probe in members],
-                wanted=lambda index: self._key(members[index]) not in self.store.rows,
-                decode=codec.decode,
-                stops=stops,
-                one_sentence=self.grid.prompt.prefixed,
-                through=through,
-            ):
-                probe, now = members[index], time.perf_counter()
-                self._keep(
-                    probe,
-                    outcome="hit" if is_hit(reply.text, probe.needle) else "miss",
-                    answer=reply.text,
-                    first_logit_top=int(reply.first_logits.argmax()),
-                    prefill_tokens=spent[probe.length, probe.depth, probe.kind],
-                    seconds=round(now - started, 3),
-                )
-                started = now
-        except torch.OutOfMemoryError as error:
-            # Running out of memory is a result: this length and those behind it cannot be read on this machine.
-            logger.warning("%s: out of memory: %s", self.variant.name, error)
-            for probe in members:
-                if self._key(probe) not in self.store.rows:
-                    self._keep(probe, outcome="invalid", reason="out of memory")
-
-    def _key(self, probe: Probe) -> tuple[str, int, int, float | None, str]:
-        return self.variant.name, self.trial, probe.length, probe.depth, probe.kind
-
-    def _keep(self, probe: Probe, *, outcome: str, reason: str | None = None, **found: Any) -> None:
-        row: dict[str, Any] = {
-            "variant": self.variant.name,
-            "trial": self.trial,
-            "length": probe.length,
-            "depth": probe.depth,
-            "kind": probe.kind,
-            "outcome": outcome,
-            "reason": reason,
-            "expected": probe.needle.value,
-            "answer": None,
-            "question": probe.needle.question,
-            "relation": probe.needle.relation,
-            "context": probe.excerpt(self.grid.codec),
-            "tokens": probe.length if probe.reason is None else None,
-            "needle_at": probe.needle_at,
-            "first_logit_top": None,
-            "prefill_tokens": 0,
-            "prompt_tokens": probe.at + len(probe.rest),
-            "seconds": 0.0,
-        }
-        if control_of(row) == WRONG_KEY:
-            row["lone"] = probe.lone
-        row.update(found)
-        self.store.add_row(row)
-        if self.on_row is not None:
-            self.on_row(row)
-
-    @contextlib.contextmanager
-    def _bar(self, total: int) -> Iterator[Callable[[int], object]]:
-        from tqdm import tqdm
-
-        label = self.variant.name if self.trial == 0 else f"{self.variant.name} #{self.trial + 1}"
-        quiet = not (self.progress and sys.stderr.isatty())
-        with tqdm(total=total, desc=label, unit="tok", unit_scale=True, leave=False, disable=quiet) as bar:
-            yield bar.update
 
 
 def _settings(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from .damage import Listener
+    from .listener import Listener
 
 CHUNK = 2048
 """Tokens of one forward call while reading."""

@@ -18,8 +18,8 @@ from . import extension, tally
 from .controls import is_control
 from .effective import Climb
 from .effective import summarise as climbed
+from .rows import later, row_files
 from .stats import summarise as counted
-from .store import later, row_files
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .store import Key, cut_torn_line, read_rows, row_key
+from .rows import Key, cut_torn_line, read_rows, row_key
 
 
 class SideRows:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from hf_longctx.hf.cache_argument import cache_name, cache_of
 from hf_longctx.hf.lengths import held_length
-from hf_longctx.measure.damage import MEMORY, TOKENS, Listener, divergence
+from hf_longctx.measure.damage import MEMORY, TOKENS, divergence
+from hf_longctx.measure.listener import Listener
 
 from .tiled_loss import head
 
