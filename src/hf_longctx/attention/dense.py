@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longctx.attention.layout import Layout
 from hf_longctx.patterns import Pattern
+from hf_longctx.patterns.geometry import shapes_of
 
 #: Mask elements held at once. Longer inputs are taken a few rows at a time.
 _MASK = 1 << 24
@@ -35,14 +36,18 @@ def attend(
     kv_heads = key.shape[1]
     heads = range(head, head + kv_heads)
     group = query.shape[1] // kv_heads
-    rows = 1 if layout.positions is None else layout.positions.shape[0]
-    masks = rows * group * (kv_heads if pattern.by_head else 1)
+    masks = layout.batch * group * (kv_heads if pattern.by_head else 1)
     step = max(1, _MASK // (masks * layout.keys))
     if layout.queries <= step:
-        seen = layout.visible(
-            pattern, (0, layout.queries), (0, layout.keys), device=query.device, layer=layer, heads=heads
+        sight = layout.remember(
+            ("sight", shapes_of(pattern, layer, heads if pattern.by_head else heads[:1]), query.device),
+            lambda: Sight.of(
+                layout.visible(
+                    pattern, (0, layout.queries), (0, layout.keys), device=query.device, layer=layer, heads=heads
+                )
+            ),
         )
-        return masked(query, key, value, Sight.of(seen), scale=scale)
+        return masked(query, key, value, sight, scale=scale)
 
     ordered = layout.ordered()
     first = layout.keys - layout.queries
@@ -80,11 +85,15 @@ class Sight:
         """Look at `seen`, bool (B or 1, Hkv or 1, R, K)."""
         if bool(seen.all()):
             return cls()
-        blind, unread = ~seen.any(-1, keepdim=True), ~seen.any(-2).unsqueeze(-1)
-        some_blind, some_unread = bool(blind.any()), bool(unread.any())
-        return cls(
-            seen | blind if some_blind else seen, blind if some_blind else None, unread if some_unread else None
-        )
+        sight = cls.unlooked(seen)
+        blind, unread = (None if x is None or not bool(x.any()) else x for x in (sight.blind, sight.unread))
+        return cls(seen if blind is None else sight.seen, blind, unread)
+
+    @classmethod
+    def unlooked(cls, seen: Tensor, *, unread: bool = True) -> Sight:
+        """The same without waiting for the values; `unread` is False where every key is known to be read."""
+        blind = ~seen.any(-1, keepdim=True)
+        return cls(seen | blind, blind, ~seen.any(-2).unsqueeze(-1) if unread else None)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: float) -> Tensor:
