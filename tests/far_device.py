@@ -22,6 +22,8 @@ _MIXED = (aten._to_copy.default, aten.copy_.default, aten.index.Tensor)
 
 #: What the forward kernel gives for rows that see no key; no documentation says.
 EMPTY = {"out": 0.0, "lse": 0.0}
+#: How many such rows there were, call by call.
+HIDDEN: list[int] = []
 #: Operators that hand the host a value, for which it waits: each call on a far tensor is noted in `WAITS`.
 _ASKS = (
     aten._local_scalar_dense.default,
@@ -135,6 +137,7 @@ def _forward(q, k, v, bias, cu_q, cu_k, most_q, most_k, dropout, kind, keep, *, 
     blind = lse == -math.inf
     weights = (scores - lse.masked_fill(blind, 0)[..., None]).exp()
     out = torch.einsum("bhij,bjhd->bihd", weights, v.double()).to(q.dtype)
+    HIDDEN.extend([int(blind.sum())] * bool(blind.any()))
     out.masked_fill_(blind.transpose(1, 2)[..., None], EMPTY["out"])
     full = torch.full((*lse.shape[:2], -(-q.shape[1] // 32) * 32), math.inf)
     full[..., : q.shape[1]] = lse.masked_fill(blind, EMPTY["lse"])

@@ -85,15 +85,15 @@ class Sight:
         """Look at `seen`, bool (B or 1, Hkv or 1, R, K)."""
         if bool(seen.all()):
             return cls()
-        sight = cls.unlooked(seen)
-        blind, unread = (None if x is None or not bool(x.any()) else x for x in (sight.blind, sight.unread))
-        return cls(seen if blind is None else sight.seen, blind, unread)
+        blind, unread = ~seen.any(-1, keepdim=True), ~seen.any(-2).unsqueeze(-1)
+        some_blind, some_unread = bool(blind.any()), bool(unread.any())
+        return cls(
+            seen | blind if some_blind else seen, blind if some_blind else None, unread if some_unread else None
+        )
 
-    @classmethod
-    def unlooked(cls, seen: Tensor, *, unread: bool = True) -> Sight:
-        """The same without waiting for the values; `unread` is False where every key is known to be read."""
-        blind = ~seen.any(-1, keepdim=True)
-        return cls(seen | blind, blind, ~seen.any(-2).unsqueeze(-1) if unread else None)
+    def to(self, device: torch.device) -> Sight:
+        """The same on another device."""
+        return Sight(*(None if x is None else x.to(device) for x in (self.seen, self.blind, self.unread)))
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: float) -> Tensor:

@@ -73,28 +73,38 @@ def reads(pattern: Pattern, layout: Layout, device: torch.device, *, layer: int,
     if one is not None and (len(one) == 1 or (layout.queries == 1 and len(one) <= IN_PLACE)):
         cost = sum(len(_range(s)) * (1 if s.step == 1 else _COPY) for s in one)
     low, high = _ends(found)
-    near = device.type == "cpu"
-    if high - low < cost and (near or min(sizes) == high - low):
-        if layout.queries == 1 and min(sizes) == high - low:
-            return Reads((slice(low, high),))
-        seen = layout.visible(pattern, (0, layout.queries), (low, high), device=device, layer=layer, heads=heads)
-        sight = Sight.of(seen) if near else Sight.unlooked(seen, unread=False)
-        return Reads((slice(low, high),), sight=sight, loose=near and sight.unread is not None)
+    whole = min(sizes) == high - low
+    if high - low < cost and (whole or device.type == "cpu"):
+        sight = Sight() if whole and layout.queries == 1 else _sight(pattern, layout, (low, high), layer, heads)
+        return Reads((slice(low, high),), sight=sight.to(device), loose=sight.unread is not None)
 
     listed = [_numbers(x) for x in found]
-    index = None
+    at, index = listed[0][None, None], None
     if one is None:
         filled = pad_sequence(listed, batch_first=True, padding_value=-1)
-        index = torch.where(filled < 0, filled[:, :1].clamp(min=0), filled)
-        index = index.view(-1, len(heads), filled.shape[1]).to(device)
-    if layout.queries == 1 and min(sizes) == max(sizes):
-        return Reads(one or (), index)
-    at = listed[0][None, None].to(device) if index is None else index
-    seen = layout.visible(pattern, (0, layout.queries), at, device=device, layer=layer, heads=heads)
-    if min(sizes) < max(sizes):
-        count = torch.tensor(sizes).view(-1, len(heads), 1, 1).to(device)
-        seen = seen & (torch.arange(at.shape[2], device=device) < count)
-    return Reads(one or (), index, Sight.of(seen) if near else Sight.unlooked(seen, unread=not min(sizes)))
+        at = torch.where(filled < 0, filled[:, :1].clamp(min=0), filled).view(-1, len(heads), filled.shape[1])
+        index = at.to(device)
+    count = torch.tensor(sizes).view(-1, len(heads), 1, 1)
+    real = torch.arange(at.shape[2]) < count if min(sizes) < max(sizes) else None
+    if layout.queries == 1:  # it sees all that is listed
+        sight = Sight() if real is None else Sight.of(real)
+    else:
+        sight = _sight(pattern, layout, at, layer, heads, real)
+    return Reads(one or (), index, sight.to(device))
+
+
+def _sight(
+    pattern: Pattern,
+    layout: Layout,
+    keys: tuple[int, int] | Tensor,
+    layer: int,
+    heads: range,
+    real: Tensor | None = None,
+) -> Sight:
+    """Who sees what of the keys that are read, less what is filling; looked at on the CPU."""
+    near, here = layout.near(), torch.device("cpu")
+    seen = near.visible(pattern, (0, layout.queries), keys, device=here, layer=layer, heads=heads)
+    return Sight.of(seen if real is None else seen & real)
 
 
 def _by_rows(pattern: Pattern, layout: Layout, layer: int, heads: range) -> list[Stored] | None:
