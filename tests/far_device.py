@@ -20,6 +20,22 @@ aten = torch.ops.aten
 _MIXED = (aten._to_copy.default, aten.copy_.default, aten.index.Tensor)
 
 
+#: What the forward kernel gives for rows that see no key; no documentation says.
+EMPTY = {"out": 0.0, "lse": 0.0}
+#: How many such rows there were, call by call.
+HIDDEN: list[int] = []
+#: Operators that hand the host a value, for which it waits: each call on a far tensor is noted in `WAITS`.
+_ASKS = (
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.repeat_interleave.Tensor,
+)
+WAITS: list[str] = []
+
+
 class Far(torch.Tensor):
     """A tensor that says it is on the far device."""
 
@@ -50,9 +66,15 @@ class FarDevice(TorchDispatchMode):
 
 
 def _run(function, args, kwargs):
+    # `torch.tensor([], device=...)`, which asks no mode.
+    args, kwargs = tree_map_only(Tensor, lambda x: Far(torch.empty(0)) if _nothing(x) else x, (args, kwargs))
     tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
     far = any(isinstance(x, Far) for x in tensors)
     named = kwargs.get("device")
+    by_mask = function is aten.index.Tensor and any(x is not None and x.dtype == torch.bool for x in args[1])
+    leaves = named is not None and torch.device(named).type == "cpu"
+    if far and (function in _ASKS or by_mask or leaves):
+        WAITS.append(str(function))
     if named is not None:
         far = torch.device(named).type == "meta"
         kwargs = {**kwargs, "device": "cpu"}
@@ -61,10 +83,15 @@ def _run(function, args, kwargs):
         assert not lost, f"{function} is given tensors {lost} on the CPU and others far away"
     if function is aten.copy_.default:
         far = isinstance(args[0], Far)
+        WAITS.extend([str(function)] * (isinstance(args[1], Far) and not far))
     args, kwargs = tree_map_only(Far, lambda x: x.near, (args, kwargs))
     own = {aten._efficient_attention_forward.default: _forward, aten._efficient_attention_backward.default: _backward}
     result = own.get(function, function)(*args, **kwargs)
     return tree_map_only(Tensor, Far, result) if far else result
+
+
+def _nothing(x):
+    return not isinstance(x, Far) and x.device == FAR and x.shape == (0,)
 
 
 # ---------------------------------------------------------------------- the kernels
@@ -110,8 +137,10 @@ def _forward(q, k, v, bias, cu_q, cu_k, most_q, most_k, dropout, kind, keep, *, 
     blind = lse == -math.inf
     weights = (scores - lse.masked_fill(blind, 0)[..., None]).exp()
     out = torch.einsum("bhij,bjhd->bihd", weights, v.double()).to(q.dtype)
+    HIDDEN.extend([int(blind.sum())] * bool(blind.any()))
+    out.masked_fill_(blind.transpose(1, 2)[..., None], EMPTY["out"])
     full = torch.full((*lse.shape[:2], -(-q.shape[1] // 32) * 32), math.inf)
-    full[..., : q.shape[1]] = lse.masked_fill(blind, 0)
+    full[..., : q.shape[1]] = lse.masked_fill(blind, EMPTY["lse"])
     seed = torch.zeros((), dtype=torch.int64)
     return out, full, seed, seed, q.shape[1], k.shape[1]
 

@@ -7,11 +7,12 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 
 from hf_longctx.hf.eviction import EvictingLayer, columns, most_columns, room
+from hf_longctx.hf.places import Places
 from hf_longctx.patterns import Block, Dilated, Full, Global, Heads, Pattern, SlidingWindow, Strided, gallery
 from hf_longctx.patterns.retention import most_kept
 
@@ -35,10 +36,11 @@ def feed(layer: EvictingLayer, count: int, mask: torch.Tensor | None = None) -> 
     layer.open()
     keys, values = layer.update(new, -new)
     positions = torch.arange(layer.seen)[None] if mask is None else mask[:, : layer.seen]
-    assert torch.equal(layer.positions(positions), positions[:, keys[0, 0, :, 0].long()])
+    places = Places(positions)
+    assert torch.equal(layer.positions(places), positions[:, keys[0, 0, :, 0].long()])
     assert torch.equal(keys, -values)
     given = keys[0, 0, :, 0].long()
-    layer.settle(positions)
+    layer.settle(places)
     assert torch.equal(layer.keys[0, 0, :, 0].long(), layer.slots)
     return given
 
@@ -53,6 +55,7 @@ def seen_by(pattern: Pattern, q: int) -> frozenset[int]:
 
 @pytest.mark.parametrize("name", DROPPING)
 @given(chunks=st.lists(st.integers(1, 19), min_size=1, max_size=20))
+@settings(deadline=None)
 def test_every_query_is_given_what_it_sees_and_the_buffers_stay_small(name, chunks):
     pattern = DROPPING[name]
     layer, most = EvictingLayer(pattern), most_columns(pattern)
@@ -90,6 +93,7 @@ def test_which_patterns_drop():
 
 
 @given(st.integers(0, 1 << 20))
+@settings(deadline=None)
 def test_room_is_never_more_than_an_eighth_too_much(n):
     assert n <= room(n) <= n + n // 8 + 1
     assert room(room(n)) == room(n)
@@ -124,6 +128,7 @@ def test_padding_shifts_no_row():
 
 
 @given(first=st.integers(1, 40), more=st.lists(st.integers(1, 5), min_size=1, max_size=6), data=st.data())
+@settings(deadline=None)
 def test_recorded_tokens_can_be_taken_back(first, more, data):
     """After `activate_past_recording`, what was fed since can be cropped, as if it had never been."""
     pattern = DROPPING["streaming"]
@@ -160,7 +165,7 @@ def test_rows_are_reordered_repeated_and_chosen():
     layer.open()
     rows = torch.arange(3.0)[:, None, None, None].expand(3, 2, 20, 4)
     layer.update(rows, rows)
-    layer.settle(torch.arange(20)[None])
+    layer.settle(Places(torch.arange(20)[None]))
     layer.reorder_cache(torch.tensor([2, 0, 2]))
     assert layer.keys[:, 0, 0, 0].tolist() == [2, 0, 2]
     layer.batch_repeat_interleave(2)
@@ -216,7 +221,7 @@ def test_a_mask_that_is_too_short_is_refused():
     layer.open()
     layer.update(torch.ones(1, 1, 20, 1), torch.ones(1, 1, 20, 1))
     with pytest.raises(ValueError, match="has seen 20 tokens, but the mask is for 7"):
-        layer.positions(torch.arange(7)[None])
+        layer.positions(Places(torch.arange(7)[None]))
 
 
 def test_gradients_flow_through_stored_keys():
@@ -228,7 +233,7 @@ def test_gradients_flow_through_stored_keys():
         layer.open()
         keys, values = layer.update(x[:, :, i : i + 1], x[:, :, i : i + 1] * 2)
         total = total + (keys[:, :, -3:] * values[:, :, -3:]).sum()
-        layer.settle(torch.arange(layer.seen)[None])
+        layer.settle(Places(torch.arange(layer.seen)[None]))
     total.backward()
     times = torch.tensor([3.0] * 10 + [2.0, 1.0])[None, None, :, None]
     torch.testing.assert_close(x.grad, 4 * x.detach() * times)

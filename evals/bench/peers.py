@@ -101,6 +101,24 @@ class Flex:
     compile_seconds: float
 
 
+def _block_mask(rule: Callable[..., torch.Tensor], n: int, heads: int, group: int, device: torch.device) -> object:
+    """FlexAttention's block mask for heads that differ, made a key-value head at a time and put together.
+
+    `create_block_mask` for all heads at once holds several tables of heads x n x n: 20 GB for 9 heads at 16K tokens.
+    """
+    from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+    each = [
+        create_block_mask(lambda b, h, q, k, head=head: rule(b, head, q, k), None, None, n, n, device=device)
+        for head in torch.arange(0, heads * group, group, device=device)
+    ]
+    lists = (
+        torch.cat([getattr(one, name) for one in each], dim=1).repeat_interleave(group, dim=1)
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+    )
+    return BlockMask.from_kv_blocks(*lists, each[0].BLOCK_SIZE, rule, seq_lengths=(n, n))
+
+
 def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern, backward: bool) -> Flex:
     """Compiled FlexAttention with the pattern's own rule as its mask. Raises what torch raises."""
     from torch.nn.attention.flex_attention import create_block_mask
@@ -109,17 +127,18 @@ def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: P
     if backward and not q.is_cuda:
         raise NotImplementedError("FlexAttention has no backward on the CPU")
 
-    n = q.shape[2]
-    seen = _rule(pattern, n, k.shape[1], q.shape[1] // k.shape[1])
+    n, heads, group = q.shape[2], k.shape[1], q.shape[1] // k.shape[1]
+    seen = _rule(pattern, n, heads, group)
 
     def rule(b: torch.Tensor, h: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         return seen(h, row, column) & (column <= row)
 
     torch._dynamo.reset()
     begin = time.perf_counter()
-    mask = create_block_mask(
-        rule, None, q.shape[1] if pattern.by_head else None, n, n, device=q.device, _compile=q.is_cuda
-    )
+    if pattern.by_head:
+        mask = _block_mask(rule, n, heads, group, q.device)
+    else:
+        mask = create_block_mask(rule, None, None, n, n, device=q.device, _compile=q.is_cuda)
     made = time.perf_counter()
     compiled = torch.compile(kernel)
 

@@ -2,12 +2,14 @@
 
 import importlib
 import logging
+import weakref
 
 import pytest
 import torch
 
-from hf_longctx.attention import BACKENDS, attend, backends, check_backend, choose, flash, flex
-from hf_longctx.patterns import Dilated, Full, Global, Heads, Random, SlidingWindow
+from hf_longctx.attention import BACKENDS, attend, backends, check_backend, choose, dense, flash, flex
+from hf_longctx.attention.layout import Layout
+from hf_longctx.patterns import Dilated, Full, Global, Heads, Random, SlidingWindow, parse
 
 # The package gives its function the module's name.
 attend_module = importlib.import_module("hf_longctx.attention.attend")
@@ -139,6 +141,49 @@ def test_layers_share_what_is_known_of_their_tokens():
         assert attend_module._layout(10, 12, valid=mask) is not attend_module._layout(10, 12, valid=mask)
 
 
+def test_what_is_known_of_a_tensor_goes_with_it():
+    """No table of a decoding step outlives the caller's tensor, and a tensor in its place is another."""
+    ids, positions = torch.zeros(2, 12, dtype=torch.long), torch.arange(12)[None].clone()
+    known, count = [], len(attend_module._LAYOUTS)
+    for documents in (1, 2):
+        other = (torch.arange(12) // (12 // documents)).expand(2, 12).contiguous()
+        layout = attend_module._layout(1, 12, valid=ids >= 0, segments=other)
+        known.append(weakref.ref(layout))
+        assert int(layout.documents.max()) == documents - 1
+        del layout, other
+        assert known[-1]() is None
+    for n in range(4, 12):  # a table that is grown into: the last few lengths
+        attend_module._layout(1, n, positions=positions[:, :n])
+    assert len(attend_module._LAYOUTS[positions]) == 4
+    del positions
+    assert len(attend_module._LAYOUTS) == count
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12])
+@pytest.mark.parametrize("text", ["window:4", "strided:2,3", "random:1,2", "heads(window:2|full)"])
+def test_one_row_of_positions_serves_a_batch_of_documents(rows, text, monkeypatch):
+    """How many masks there are follows from both; every backend agrees with each row by itself."""
+    monkeypatch.setattr(dense, "_MASK", 12 * 4)
+    positions = torch.cat([torch.arange(7), torch.arange(5)])[None]
+    segments = torch.stack([torch.arange(12) // 7, torch.arange(12) // 4])
+    q = Q.repeat(1, 1, 2, 1)[:, :, -rows:]
+    want = torch.cat(
+        [attend(q[b : b + 1], K[b : b + 1], K[b : b + 1], text, backend="reference", positions=positions,
+                segments=segments[b : b + 1]) for b in range(2)]
+    )  # fmt: skip
+    for backend in ("auto", "reference", "dense", "tiled"):
+        torch.testing.assert_close(
+            attend(q, K, K, text, backend=backend, positions=positions, segments=segments), want
+        )
+    if not text.startswith("heads"):
+        layout, pattern = Layout.of(rows, 12, positions=positions, segments=segments), parse(text)
+        heads = range(2) if pattern.by_head else range(1)
+        seen = layout.visible(pattern, (0, rows), (0, 12), device=Q.device, heads=heads)
+        block = flex.block_mask(pattern, layout, Q.device, heads=heads).block
+        b, h, r, k = (torch.arange(n).view(*(-1 if i == d else 1 for i in range(4))) for d, n in enumerate(seen.shape))
+        assert torch.equal(block.mask_mod(b, h, r, k).expand(seen.shape), seen)
+
+
 def test_choice_is_logged_once(caplog):
     q = torch.randn(1, 1, 700, 8)
     with caplog.at_level(logging.INFO, logger="hf_longctx.attention.attend"):
@@ -173,6 +218,8 @@ def test_the_dtype_is_the_same_on_every_backend_and_length(backend, rows, keys, 
             assert attend(*(x.double() for x in (q, k, v)), SlidingWindow(9), backend=backend).dtype == torch.float64
         with pytest.raises(TypeError, match="int64"):
             attend(q.long(), k, v, SlidingWindow(9), backend=backend)
+        with pytest.raises(ValueError, match="key is torch.float32 on cpu, but query is torch.float64"):
+            attend(q.double(), k, v, SlidingWindow(9), backend=backend)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, want)
     if backend != "flex":

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from attention_cases import Case, cases, error, gradients, patterns
+import far_device
+from attention_cases import Case, Odd, cases, error, gradients, patterns
 from far_device import FAR, Far, FarDevice
 from hf_longctx.attention import attend, decode, dense, flash, flex, tiled
 from hf_longctx.attention.layout import Layout
-from hf_longctx.patterns import gallery, parse
+from hf_longctx.patterns import SlidingWindow, gallery, parse
 
 SMALL = [p for _, p in gallery()] + [parse("window:5+global:2"), parse("dilated:3,2+block:4")]
 
@@ -35,6 +36,28 @@ def test_tiled_forward_and_backward(case: Case):
         out, got = out.detach().cpu(), [x.cpu() for x in got]
     assert error(out, exact) < 5e-6
     for a, b in zip(got, gradients(exact, near)):
+        assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("out", [0.0, float("nan")])
+@pytest.mark.parametrize("lse", [0.0, float("-inf"), float("inf"), float("nan")])
+@pytest.mark.parametrize("pattern", [Odd(), Odd() | SlidingWindow(3), parse("random:2,8+window:20")])
+def test_what_a_kernel_gives_for_rows_without_a_key_means_nothing(pattern, out, lse, monkeypatch):
+    """NaN or 0, and any log-sum-exp: neither reaches the merged output, nor a gradient."""
+    monkeypatch.setattr(far_device, "EMPTY", {"out": out, "lse": lse})
+    monkeypatch.setattr(far_device, "HIDDEN", [])
+    rng = torch.Generator().manual_seed(0)
+    near = [torch.randn(1, h, 50, 16, generator=rng, requires_grad=True) for h in (4, 2, 2)]
+    where = {"positions": torch.where(torch.arange(50) < 3, -1, torch.arange(50) - 3)[None]}
+    exact = attend(*near, pattern, backend="reference", **where)
+    with FarDevice():
+        far, layout = away(Case(*near, pattern, where))
+        got = tiled.attend(*far, pattern, layout, scale=0.25)
+        weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(7)).to(FAR)
+        grads = [x.cpu() for x in torch.autograd.grad(got, far, weight)]
+    assert far_device.HIDDEN, "no row was hidden from a kernel: this shows nothing"
+    assert error(got.detach().near, exact) < 5e-6
+    for a, b in zip(grads, gradients(exact, tuple(near))):
         assert error(a, b) < 1e-5 * max(1, float(b.abs().max()))
 
 

@@ -9,17 +9,19 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_longctx.attention import backends, decode, flash
 from hf_longctx.attention.backends import ATTEND, check_backend_name
 from hf_longctx.attention.layout import Layout
-from hf_longctx.attention.recent import Recent, same
+from hf_longctx.attention.recent import Recent, base_of, same
 from hf_longctx.attention.request import Request, one_pattern
 from hf_longctx.patterns import Heads, Pattern
 
 logger = logging.getLogger(__name__)
 
-_LAYOUTS: Recent[Layout] = Recent(4)
+#: The caller's tensors -> the layouts that were made of them last, for as long as they live.
+_LAYOUTS = WeakTensorKeyDictionary()
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
@@ -71,20 +73,56 @@ def attend(
     (torch.Size([1, 4, 6, 8]), True)
     """
     pattern = one_pattern(pattern)
-    if isinstance(query, Tensor) and _autocast(query.device.type):
-        low = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (_lowered(x, low) for x in (query, key, value))
-        # Some backends call operators that autocast knows, others do not: none shall see it.
-        with torch.autocast(query.device.type, enabled=False):
-            tokens = {"valid": valid, "segments": segments, "positions": positions}
-            return attend(query, key, value, pattern, scale=scale, backend=backend, layer=layer, **tokens)
-    _check(query, key, value, valid, segments, positions)
     check_backend_name(backend)
-    scale = _scale(scale, query.shape[-1])
+    query, key, value = _lowered(query, key, value)
+    _check(query, key, value)
+    _check_where(query, key, valid, segments, positions)
     layout = _layout(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
+    return attend_within(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
+
+
+def attend_within(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    layout: Layout,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    layer: int = 0,
+) -> Tensor:
+    """`attend` where a caller keeps the layout himself, so that all his layers share it, and what hangs on it."""
+    query, key, value = _lowered(query, key, value)
+    _check(query, key, value)
+    check_backend_name(backend)
+    if (layout.queries, layout.keys) != (query.shape[2], key.shape[2]) or layout.batch not in (1, len(query)):
+        raise ValueError(
+            f"layout is for {layout.queries} queries, {layout.keys} keys and a batch of {layout.batch}, but query has "
+            f"shape {tuple(query.shape)} and key {tuple(key.shape)}: make one for these"
+        )
+    scale = _scale(scale, query.shape[-1])
     if query.numel() == 0:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
+    if not _autocast(query.device.type):
+        return _by_heads(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
+    # Some backends call operators that autocast knows, others do not: none shall see it.
+    with torch.autocast(query.device.type, enabled=False):
+        return _by_heads(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
 
+
+def _by_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    layout: Layout,
+    *,
+    scale: float,
+    backend: str,
+    layer: int,
+) -> Tensor:
+    """Each run of heads that share a pattern by itself."""
     if not isinstance(pattern, Heads):
         return _attend(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, head=0)
     group = query.shape[1] // key.shape[1]
@@ -132,18 +170,26 @@ def _autocast(kind: str) -> bool:
     return torch.is_autocast_enabled(kind) if torch.amp.is_autocast_available(kind) else False
 
 
-def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """What autocast makes of an argument; other things are left for `_check` to name."""
-    takes = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
-    return x.to(dtype) if takes else x
+def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast makes of query, key and value: nothing where one is float64 or no floating-point tensor.
+
+    So `_check` names what the caller gave.
+    """
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not _autocast(first.device.type):
+        return tensors
+    if any(not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64 for x in tensors):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(first.device.type)) for x in tensors)
 
 
 def _layout(queries: int, keys: int, **tensors: Tensor | None) -> Layout:
     """`Layout.of`, once for all layers that are given the same tensors: what hangs on it is remembered with it."""
-    given = same(*tensors.values())
-    if given is None or not any(given):
+    given, first = same(*tensors.values()), next((x for x in tensors.values() if x is not None), None)
+    if given is None or first is None:
         return Layout.of(queries, keys, **tensors)
-    return _LAYOUTS.get((queries, keys, given), lambda: Layout.of(queries, keys, **tensors))
+    recent = _LAYOUTS.setdefault(base_of(first), Recent(4))
+    return recent.get((queries, keys, given), lambda: Layout.of(queries, keys, **tensors))
 
 
 @lru_cache(maxsize=1024)
@@ -162,9 +208,7 @@ def _scale(scale: float | None, head_dim: int) -> float:
     return float(scale)
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, segments: Tensor | None, positions: Tensor | None
-) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Raise for tensors that do not fit together, naming the first that does not."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, Tensor):
@@ -192,13 +236,18 @@ def _check(
             f"query has {rows} rows, but there are only {keys} keys: "
             "queries are the last tokens of the keys, so pass all keys"
         )
+
+
+def _check_where(
+    query: Tensor, key: Tensor, valid: Tensor | None, segments: Tensor | None, positions: Tensor | None
+) -> None:
+    """Raise for tensors that do not say of each key where it is."""
     if valid is not None and positions is not None:
         raise ValueError(
             "valid and positions are both given: mark padding by negative positions, or leave positions out"
         )
-    _check_tokens("valid", valid, query, keys)
-    _check_tokens("segments", segments, query, keys)
-    _check_tokens("positions", positions, query, keys)
+    for name, x in (("valid", valid), ("segments", segments), ("positions", positions)):
+        _check_tokens(name, x, query, key.shape[2])
 
 
 def _check_tokens(name: str, x: Tensor | None, query: Tensor, keys: int) -> None:

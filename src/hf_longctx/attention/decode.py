@@ -15,7 +15,7 @@ from hf_longctx.attention.dense import Sight
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.reads import IN_PLACE, reads
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import Own
+from hf_longctx.patterns.geometry import shapes_of
 
 #: Query rows up to which gathering is the better way.
 FEW = 8
@@ -41,7 +41,8 @@ def attend(
     heads = heads if pattern.by_head else heads[:1]
     device = query.device
     known = layout.remember(
-        (_shapes(pattern, layer, heads), device), lambda: reads(pattern, layout, device, layer=layer, heads=heads)
+        ("reads", shapes_of(pattern, layer, heads), device),
+        lambda: reads(pattern, layout, device, layer=layer, heads=heads),
     )
     if known is None:
         return dense.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
@@ -57,17 +58,11 @@ def attend(
         zero = 0 * (query.sum(-1, keepdim=True) * 0 + key.sum() + value.sum())
         return zero.expand(*query.shape[:-1], value.shape[-1]).nan_to_num()
     if known.loose and not tracked:
-        # A hidden key has no weight, but 0 * NaN is NaN: look for that afterwards, since it is rare.
+        # A hidden key has no weight, but 0 * NaN is NaN: look for that afterwards, since it is rare. On the CPU alone.
         out = dense.masked(query, key, value, Sight(known.sight.seen, known.sight.blind), scale=scale)
         if bool(out.isfinite().all()):
             return out
     return dense.masked(query, key, value, known.sight, scale=scale)
-
-
-def _shapes(pattern: Pattern, layer: int, heads: range) -> tuple[object, ...]:
-    """What a pattern comes to in these heads, as a key: it holds the layer only where that matters."""
-    each = ((pattern.pieces(layer=layer, head=h), h) for h in heads)
-    return tuple((Own(pattern, layer, h),) if shapes is None else shapes for shapes, h in each)
 
 
 def _has_kernel(query: Tensor, value: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longctx.attention.layout import Layout
 from hf_longctx.patterns import Pattern
+from hf_longctx.patterns.geometry import shapes_of
 
 #: Mask elements held at once. Longer inputs are taken a few rows at a time.
 _MASK = 1 << 24
@@ -35,14 +36,18 @@ def attend(
     kv_heads = key.shape[1]
     heads = range(head, head + kv_heads)
     group = query.shape[1] // kv_heads
-    rows = 1 if layout.positions is None else layout.positions.shape[0]
-    masks = rows * group * (kv_heads if pattern.by_head else 1)
+    masks = layout.batch * group * (kv_heads if pattern.by_head else 1)
     step = max(1, _MASK // (masks * layout.keys))
     if layout.queries <= step:
-        seen = layout.visible(
-            pattern, (0, layout.queries), (0, layout.keys), device=query.device, layer=layer, heads=heads
+        sight = layout.remember(
+            ("sight", shapes_of(pattern, layer, heads if pattern.by_head else heads[:1]), query.device),
+            lambda: Sight.of(
+                layout.visible(
+                    pattern, (0, layout.queries), (0, layout.keys), device=query.device, layer=layer, heads=heads
+                )
+            ),
         )
-        return masked(query, key, value, Sight.of(seen), scale=scale)
+        return masked(query, key, value, sight, scale=scale)
 
     ordered = layout.ordered()
     first = layout.keys - layout.queries
@@ -85,6 +90,10 @@ class Sight:
         return cls(
             seen | blind if some_blind else seen, blind if some_blind else None, unread if some_unread else None
         )
+
+    def to(self, device: torch.device) -> Sight:
+        """The same on another device."""
+        return Sight(*(None if x is None else x.to(device) for x in (self.seen, self.blind, self.unread)))
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: float) -> Tensor:

@@ -30,7 +30,8 @@ MOST_DIM, _ALIGN = 256, 8
 #: What the kernels need of the hardware.
 _CAPABILITY = (8, 0)
 
-_PACKED: Recent[_Packed | None] = Recent(16)
+#: Where every row of the batch is one sequence: by lengths.
+_EVEN: Recent[_Packed] = Recent(16)
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def pack(layout: Layout, batch: int, device: torch.device) -> _Packed | None:
     """The sequences of a layout, remembered; None where positions do not follow one another."""
     if layout.positions is None:
         key = (layout.queries, layout.keys, batch, device)
-        return _PACKED.get(key, lambda: _even(layout.queries, layout.keys, batch, device))
-    return _PACKED.get((layout, batch), lambda: _pack(layout, batch))
+        return _EVEN.get(key, lambda: _even(layout.queries, layout.keys, batch, device))
+    return layout.remember(("packed", batch), lambda: _pack(layout, batch))
 
 
 def _even(queries: int, keys: int, batch: int, device: torch.device) -> _Packed:
@@ -159,8 +160,10 @@ def _even(queries: int, keys: int, batch: int, device: torch.device) -> _Packed:
 def _pack(layout: Layout, batch: int) -> _Packed | None:
     assert layout.positions is not None
     device, first = layout.positions.device, layout.keys - layout.queries
-    positions = layout.positions.cpu().expand(batch, -1)
-    documents = torch.zeros_like(positions) if layout.documents is None else layout.documents.cpu().expand(batch, -1)
+    near = layout.near()
+    assert near.positions is not None
+    positions = near.positions.expand(batch, -1)
+    documents = torch.zeros_like(positions) if near.documents is None else near.documents.expand(batch, -1)
     tokens = (positions >= 0).nonzero()  # (real tokens, 2): row of the batch, index
     row, at = tokens.unbind(1)
     p, d = positions[row, at], documents[row, at]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Recent
 from hf_longctx.attention.request import Request, spelled
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import Own
+from hf_longctx.patterns.geometry import shapes_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Side of a block in tokens, FlexAttention's own choice.
@@ -35,7 +35,7 @@ _LEAST = 16
 #: Compilations of one kernel (dtypes, head counts and sizes, lengths below a block) before torch gives up, loudly.
 _COMPILATIONS = 64
 
-#: The block masks used last.
+#: The block masks used last of tokens without padding and documents; others live as long as their layout.
 MASKS: Recent[Any] = Recent(64)
 
 
@@ -102,10 +102,11 @@ def block_mask(
     Patterns that lower to the same shapes share one. A shape that depends on the layer or head says so.
     """
     own = heads if pattern.by_head else heads[:1]
-    shapes = tuple(pattern.pieces(layer=layer, head=h) or (Own(pattern, layer, h),) for h in own)
-    where = (layout.queries, layout.keys) if layout.plain else layout
-    key = (shapes, where, group if pattern.by_head else 1, device)
-    return MASKS.get(key, lambda: _build(pattern, layout, device, layer, own, group))
+    key = (shapes_of(pattern, layer, own), group if pattern.by_head else 1, device)
+    make = partial(_build, pattern, layout, device, layer, own, group)
+    if layout.plain:
+        return MASKS.get((layout.queries, layout.keys, *key), make)
+    return layout.remember(("block mask", *key), make)
 
 
 def _build(pattern: Pattern, layout: Layout, device: torch.device, layer: int, heads: range, group: int) -> _Mask:
@@ -114,7 +115,7 @@ def _build(pattern: Pattern, layout: Layout, device: torch.device, layer: int, h
     Kept are one number for each block, and the bits of each different partial block: for patterns that repeat
     themselves a handful, for a rule without any order an eighth of a byte a pair.
     """
-    batch = 1 if layout.positions is None else len(layout.positions)
+    batch = layout.batch
     # Two at least: torch compiles anew for sizes of 1.
     rows, keys = (max(2, -(-n // BLOCK)) for n in (layout.queries, layout.keys))
     # Which block of bits is where: the first is empty, the second full.

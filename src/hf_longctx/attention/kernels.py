@@ -93,8 +93,8 @@ def forward(
         mask: added to the scores, broadcast to (B, H, R, K), as `bias` makes it.
 
     Returns:
-        Output (B, H, R, D), and log-sum-exp of the scores (B, H, R), float32 (float64 for float64). A row that the
-        mask hides altogether is 0, and its log-sum-exp comes back as 0: it means nothing.
+        Output (B, H, R, D), and log-sum-exp of the scores (B, H, R), float32 (float64 for float64). For a row that the
+        mask hides altogether both mean nothing: on the CPU they are 0 and 0, elsewhere they may be NaN or infinite.
     """
     if query.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -12,6 +12,8 @@ from torch import Tensor
 from hf_longctx.patterns import Pattern
 
 _Value = TypeVar("_Value")
+#: Positions that are copied from a device as a whole to be looked at: one wait instead of several.
+_FEW = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class Layout:
         positions: (B or 1, Lk) int64 logical positions, -1 for padding; None where they are 0 to Lk - 1.
         documents: (B or 1, Lk) int64 document numbers; None where there is one document.
         given: True where the caller named the positions, which may then have gaps and any order.
+        host: the same positions on the CPU, (1, Lk), where they are known there without a look at the device.
     """
 
     queries: int
@@ -31,6 +34,7 @@ class Layout:
     positions: Tensor | None = None
     documents: Tensor | None = None
     given: bool = False
+    host: Tensor | None = None
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -42,6 +46,7 @@ class Layout:
         valid: Tensor | None = None,
         segments: Tensor | None = None,
         positions: Tensor | None = None,
+        host: Tensor | None = None,
     ) -> Layout:
         """Number the real tokens of each document from 0.
 
@@ -54,6 +59,7 @@ class Layout:
             valid: (B, Lk) bool, False for padding.
             segments: (B, Lk) integer ids of packed documents.
             positions: (B or 1, Lk) integer logical positions, negative for padding.
+            host: the same on the CPU, where that is known.
 
         >>> real = torch.tensor([[False, True, True, True, True]])
         >>> layout = Layout.of(5, 5, segments=torch.tensor([[7, 7, 7, 2, 2]]), valid=real)
@@ -70,7 +76,7 @@ class Layout:
             # devices looking would make the host wait.
             if documents is None and positions.device.type == "cpu" and bool((positions == torch.arange(keys)).all()):
                 return cls(queries, keys)
-            return cls(queries, keys, positions.long().clamp(min=-1), documents, given=True)
+            return cls(queries, keys, positions.long().clamp(min=-1), documents, given=True, host=host)
         if valid is not None:
             real = valid
         elif documents is not None:
@@ -93,15 +99,41 @@ class Layout:
         """Whether there is one document and no padding."""
         return self.positions is None and self.documents is None
 
+    @property
+    def batch(self) -> int:
+        """Rows of the batch that are told apart: 1 where all are alike."""
+        return max(1 if x is None else len(x) for x in (self.positions, self.documents))
+
     def ordered(self) -> bool:
         """Whether no key stored after a query can be visible to it."""
         if not self.given or self.positions is None:
             return True
-        if self.documents is not None:
-            return False
-        highest = self.positions.cummax(1).values
-        later = self.positions[:, 1:]
-        return bool(((later < 0) | (later > highest[:, :-1])).all())
+        return self.documents is None and self.remember("ordered", self._ascending)
+
+    def _ascending(self) -> bool:
+        table = self.looked_at()
+        later = table[:, 1:]
+        return bool(((later < 0) | (later > table.cummax(1).values[:, :-1])).all())
+
+    def near(self) -> Layout:
+        """The same on the CPU, where looking makes no one wait; copied once."""
+        if all(x is None or x.device.type == "cpu" for x in (self.positions, self.documents)):
+            return self
+        return self.remember("near", self._copied)
+
+    def _copied(self) -> Layout:
+        positions, documents = self.host, self.documents
+        if positions is None and self.positions is not None:
+            positions = self.positions.cpu()
+        return Layout(
+            self.queries, self.keys, positions, None if documents is None else documents.cpu(), self.given, self.host
+        )
+
+    def looked_at(self) -> Tensor:
+        """The positions (B or 1, Lk) to decide by: on the CPU where they are known there, or few."""
+        assert self.positions is not None
+        found = self.near().positions if self.host is not None or self.positions.numel() <= _FEW else None
+        return self.positions if found is None else found
 
     def visible(
         self,

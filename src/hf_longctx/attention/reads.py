@@ -36,7 +36,8 @@ class Reads:
         slices: disjoint slices, the same for all rows of the batch and all heads, where there is no `index`.
         index: (B or 1, Hkv or 1, S) int64 numbers of the stored keys; where rows see fewer, some come again.
         sight: which query row sees which of these keys.
-        loose: whether unseen keys are read too, because to copy the seen ones would cost more.
+        loose: whether unseen keys are read too, because to copy the seen ones would cost more. Only on the CPU: it
+            takes a look at what comes out, for which a device would make the host wait in every layer.
     """
 
     slices: tuple[slice, ...] = ()
@@ -60,7 +61,7 @@ def reads(pattern: Pattern, layout: Layout, device: torch.device, *, layer: int,
     """
     found = _by_rows(pattern, layout, layer, heads)
     if found is None:
-        found = _by_rule(pattern, layout, device, layer, heads)
+        found = _by_rule(pattern, layout.near(), layer, heads)
     if found is None:
         return None
     sizes = [len(x) if isinstance(x, Tensor) else sum(len(_range(s)) for s in x) for x in found]
@@ -72,24 +73,38 @@ def reads(pattern: Pattern, layout: Layout, device: torch.device, *, layer: int,
     if one is not None and (len(one) == 1 or (layout.queries == 1 and len(one) <= IN_PLACE)):
         cost = sum(len(_range(s)) * (1 if s.step == 1 else _COPY) for s in one)
     low, high = _ends(found)
-    if high - low < cost:
-        seen = layout.visible(pattern, (0, layout.queries), (low, high), device=device, layer=layer, heads=heads)
-        sight = Sight.of(seen)
-        return Reads((slice(low, high),), sight=sight, loose=sight.unread is not None)
+    whole = min(sizes) == high - low
+    if high - low < cost and (whole or device.type == "cpu"):
+        sight = Sight() if whole and layout.queries == 1 else _sight(pattern, layout, (low, high), layer, heads)
+        return Reads((slice(low, high),), sight=sight.to(device), loose=sight.unread is not None)
 
-    listed = [_numbers(x).to(device) for x in found]
-    index = None
+    listed = [_numbers(x) for x in found]
+    at, index = listed[0][None, None], None
     if one is None:
         filled = pad_sequence(listed, batch_first=True, padding_value=-1)
-        index = torch.where(filled < 0, filled[:, :1].clamp(min=0), filled).view(-1, len(heads), filled.shape[1])
-    if layout.queries == 1 and min(sizes) == max(sizes):
-        return Reads(one or (), index)
-    at = listed[0][None, None] if index is None else index
-    seen = layout.visible(pattern, (0, layout.queries), at, device=device, layer=layer, heads=heads)
-    if min(sizes) < max(sizes):
-        count = torch.tensor(sizes, device=device).view(-1, len(heads), 1, 1)
-        seen = seen & (torch.arange(at.shape[2], device=device) < count)
-    return Reads(one or (), index, Sight.of(seen))
+        at = torch.where(filled < 0, filled[:, :1].clamp(min=0), filled).view(-1, len(heads), filled.shape[1])
+        index = at.to(device)
+    count = torch.tensor(sizes).view(-1, len(heads), 1, 1)
+    real = torch.arange(at.shape[2]) < count if min(sizes) < max(sizes) else None
+    if layout.queries == 1:  # it sees all that is listed
+        sight = Sight() if real is None else Sight.of(real)
+    else:
+        sight = _sight(pattern, layout, at, layer, heads, real)
+    return Reads(one or (), index, sight.to(device))
+
+
+def _sight(
+    pattern: Pattern,
+    layout: Layout,
+    keys: tuple[int, int] | Tensor,
+    layer: int,
+    heads: range,
+    real: Tensor | None = None,
+) -> Sight:
+    """Who sees what of the keys that are read, less what is filling; looked at on the CPU."""
+    near, here = layout.near(), torch.device("cpu")
+    seen = near.visible(pattern, (0, layout.queries), keys, device=here, layer=layer, heads=heads)
+    return Sight.of(seen if real is None else seen & real)
 
 
 def _by_rows(pattern: Pattern, layout: Layout, layer: int, heads: range) -> list[Stored] | None:
@@ -99,13 +114,10 @@ def _by_rows(pattern: Pattern, layout: Layout, layer: int, heads: range) -> list
     if layout.positions is None:
         queries, places = [torch.arange(layout.keys - layout.queries, layout.keys)], [[(0, layout.keys, 0)]]
     else:
-        table = layout.positions
-        if len(table) > 1 and bool((table == table[0]).all()):
-            table = table[:1]
-        known = _places(table)
+        known = layout.remember("places", lambda: _queries_and_places(layout))
         if known is None:
             return None
-        queries, places = [q[q >= 0] for q in table[:, -layout.queries :].cpu()], known
+        queries, places = known
     found: list[Stored] = []
     for q, place in zip(queries, places):
         for head in heads:
@@ -114,6 +126,18 @@ def _by_rows(pattern: Pattern, layout: Layout, layer: int, heads: range) -> list
                 return None
             found.append(_stored(rows, place))
     return found
+
+
+def _queries_and_places(layout: Layout) -> tuple[list[Tensor], list[list[tuple[int, int, int]]]] | None:
+    """For each different row of the batch: the positions of its queries, and where its keys are; as plain numbers.
+
+    All looks at where tokens are happen here, once for all layers and patterns.
+    """
+    table = layout.looked_at()
+    if len(table) > 1 and bool((table == table[0]).all()):
+        table = table[:1]
+    places = _places(table)
+    return None if places is None else ([q[q >= 0] for q in table[:, -layout.queries :].cpu()], places)
 
 
 def _places(table: Tensor) -> list[list[tuple[int, int, int]]] | None:
@@ -164,12 +188,12 @@ def _stored(rows: Rows, places: list[tuple[int, int, int]]) -> Stored:
     return tuple(joined)
 
 
-def _by_rule(pattern: Pattern, layout: Layout, device: torch.device, layer: int, heads: range) -> list[Stored] | None:
+def _by_rule(pattern: Pattern, layout: Layout, layer: int, heads: range) -> list[Stored] | None:
     """The same by trying every key; None where that would take too much memory."""
-    batch = 1 if layout.positions is None else len(layout.positions)
-    if batch * len(heads) * layout.queries * layout.keys > _PAIRS:
+    if layout.batch * len(heads) * layout.queries * layout.keys > _PAIRS:
         return None
-    seen = layout.visible(pattern, (0, layout.queries), (0, layout.keys), device=device, layer=layer, heads=heads)
+    here = torch.device("cpu")
+    seen = layout.visible(pattern, (0, layout.queries), (0, layout.keys), device=here, layer=layer, heads=heads)
     return [_as_slice(one.nonzero()[:, 0]) for one in seen.any(2).flatten(0, 1)]
 
 

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from torch import Tensor, is_inference_mode_enabled
+from torch.utils.weak import TensorWeakRef
 
 _Value = TypeVar("_Value")
 
@@ -53,19 +54,24 @@ class Recent(Generic[_Value]):
 class Same:
     """A tensor as a key: equal to another view of the same memory that has not been written to in between.
 
-    It holds on to the tensor, so that its memory is not used for another one.
+    It does not keep the tensor alive, and once that is gone it equals nothing, not even a tensor in its place.
     """
 
     def __init__(self, x: Tensor) -> None:
-        base = x._base if x._base is not None else x
-        self._tensor = base
+        base = base_of(x)
+        self._ref = TensorWeakRef(base)
         self._key = (id(base), x._version, x.shape, x.stride(), x.storage_offset())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self._key == other._key
+        return isinstance(other, Same) and self._key == other._key and self._ref() is other._ref() is not None
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+def base_of(x: Tensor) -> Tensor:
+    """The tensor that `x` is a view of, or itself."""
+    return x if x._base is None else x._base
 
 
 def same(*tensors: Tensor | None) -> tuple[Same | None, ...] | None:

@@ -23,7 +23,7 @@ from hf_longctx.attention import kernels, views
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.request import Request
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import Own, Piece, disjoint
+from hf_longctx.patterns.geometry import Piece, disjoint, shapes_of
 from hf_longctx.patterns.tiles import Tile, lower
 
 #: Rows times heads of a band run in one kernel call: copies of queries and outputs stay this small.
@@ -133,31 +133,17 @@ def attend(
     heads = range(key.shape[1])
     groups = [range(h, h + 1) for h in heads] if pattern.by_head else [heads]
     pieces = tuple((g, pieces_of(pattern, layer, head + g.start)) for g in groups)
-    batch, first = query.shape[0], layout.keys - layout.queries
-    if layout.plain:
-        span = _Span(0, layout.keys, 0, 0)
-        jobs = tuple(job for b in range(batch) for job in _jobs(b, [span], first))
-        return _run(query, key, value, _Work(jobs, pieces, scale))
-
-    positions = torch.arange(layout.keys)[None] if layout.positions is None else layout.positions.cpu()
-    if not any(_holed(p) for p in positions):
-        rows = [_spans(p, _row(layout.documents, b)) for b, p in enumerate(positions)]
-        jobs = tuple(job for b in range(batch) for job in _jobs(b, rows[b % len(rows)], first))
+    batch = query.shape[0]
+    jobs = layout.remember(("jobs", batch), lambda: _all_jobs(layout, batch))
+    if jobs is not None:
         return _run(query, key, value, _Work(jobs, pieces, scale))
 
     # Padding between real tokens: run each row on its real tokens alone.
     outs = []
-    for b in range(batch):
-        p, d = positions[b % len(positions)], _row(layout.documents, b)
-        real = (p >= 0).nonzero()[:, 0]
-        spans = _spans(p[real], None if d is None else d[real])
-        real = real.to(query.device)
-        here = real[real >= first] - first
+    each = layout.remember(("real", batch, query.device), lambda: _real(layout, batch, query.device))
+    for b, (real, here, own) in enumerate(each):
         part = _run(
-            query[b : b + 1, :, here],
-            key[b : b + 1, :, real],
-            value[b : b + 1, :, real],
-            _Work(tuple(_jobs(0, spans, len(real) - len(here))), pieces, scale),
+            query[b : b + 1, :, here], key[b : b + 1, :, real], value[b : b + 1, :, real], _Work(own, pieces, scale)
         )
         blank = query.new_zeros(1, query.shape[1], layout.queries, value.shape[-1])
         outs.append(blank.index_copy(2, here, part))
@@ -166,15 +152,46 @@ def attend(
 
 def pieces_of(pattern: Pattern, layer: int = 0, head: int = 0) -> tuple[Piece, ...]:
     """The disjoint pieces that a pattern lowers to: its own shapes, or what its rule shows."""
-    shapes = pattern.pieces(layer=layer, head=head)
-    return disjoint((Own(pattern, layer, head),) if shapes is None else shapes)
+    return disjoint(shapes_of(pattern, layer, (head,))[0])
 
 
 # ---------------------------------------------------------------------- from tokens to jobs
 
 
-def _row(table: Tensor | None, batch: int) -> Tensor | None:
-    return None if table is None else table[batch % len(table)].cpu()
+def _all_jobs(layout: Layout, batch: int) -> tuple[_Job, ...] | None:
+    """The jobs of all rows of the batch; None where one has padding between real tokens."""
+    first = layout.keys - layout.queries
+    if layout.plain:
+        span = _Span(0, layout.keys, 0, 0)
+        return tuple(job for b in range(batch) for job in _jobs(b, [span], first))
+    positions, documents = _tables(layout)
+    if any(_holed(p) for p in positions):
+        return None
+    rows = [_spans(*_row(positions, documents, b)) for b in range(layout.batch)]
+    return tuple(job for b in range(batch) for job in _jobs(b, rows[b % len(rows)], first))
+
+
+def _real(layout: Layout, batch: int, device: torch.device) -> list[tuple[Tensor, Tensor, tuple[_Job, ...]]]:
+    """For each row of the batch: its real tokens, those of them that are queries, and the jobs among them."""
+    found = []
+    first, (positions, documents) = layout.keys - layout.queries, _tables(layout)
+    for b in range(batch):
+        p, d = _row(positions, documents, b)
+        real = (p >= 0).nonzero()[:, 0]
+        here = real[real >= first] - first
+        spans = _spans(p[real], None if d is None else d[real])
+        found.append((real.to(device), here.to(device), tuple(_jobs(0, spans, len(real) - len(here)))))
+    return found
+
+
+def _tables(layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """Positions and documents on the CPU."""
+    near = layout.near()
+    return torch.arange(layout.keys)[None] if near.positions is None else near.positions, near.documents
+
+
+def _row(positions: Tensor, documents: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
+    return positions[batch % len(positions)], None if documents is None else documents[batch % len(documents)]
 
 
 def _holed(positions: Tensor) -> bool:
@@ -273,7 +290,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> tuple[Te
                 for index in views.batches(sizes):
                     inputs = [mask.lit(some[index], index, sizes), *(x[index] for x in read)]
                     one, norm = views.call(run, inputs, mask, index, sizes)
-                    _merge(into[index], norms[index], one, mask.dark(norm[..., None], index, sizes), fresh)
+                    _merge(into[index], norms[index], *mask.dark(one, norm[..., None], index, sizes), fresh)
         if not bool(touched.all()):
             o.masked_fill_(~touched.to(o.device), 0)
     return out.to(query.dtype), lse

@@ -154,9 +154,15 @@ class Mask:
         """The rows of a call with those that see nothing as 0: they may hold anything, and 0 * NaN is NaN."""
         return x if self.blind is None else x.masked_fill(_of(self.blind, index, sizes), 0)
 
-    def dark(self, lse: Tensor, index: Index, sizes: tuple[int, ...]) -> Tensor:
-        """The log-sum-exp of a call, (..., rows, 1), -inf where nothing is seen."""
-        return lse if self.blind is None else lse.masked_fill(_of(self.blind, index, sizes), float("-inf"))
+    def dark(self, out: Tensor, lse: Tensor, index: Index, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """What a call gave, (..., rows, D) and (..., rows, 1), with 0 and -inf where nothing is seen.
+
+        What kernels give there differs: 0 or NaN, and any log-sum-exp.
+        """
+        if self.blind is None:
+            return out, lse
+        blind = _of(self.blind, index, sizes)
+        return out.masked_fill_(blind, 0), lse.masked_fill(blind, float("-inf"))
 
 
 def _of(x: Tensor, index: Index, sizes: tuple[int, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hf_longctx.hf.documents import documents
+from hf_longctx.hf.places import Places, made_for
 from hf_longctx.hf.round_trip import same
 from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.patterns.base import registered
@@ -92,7 +92,8 @@ def longctx_mask(
         )
     start, stop = int(kv_offset), int(q_offset) + q_length
     if attention_mask is None:
-        return torch.arange(start, stop, device=device)[None, None, None, :]
+        positions = torch.arange(start, stop, device=device)
+        return made_for(positions[None, None, None, :], torch.arange(start, stop)[None])
     valid = attention_mask[:, :stop].to(device=device, dtype=torch.bool)
     if valid.shape[1] < stop:
         valid = torch.nn.functional.pad(valid, (0, stop - valid.shape[1]))
@@ -136,7 +137,7 @@ def longctx_attention(
     Raises:
         ValueError: anything that would otherwise be ignored: dropout, a 4-D mask of the user's own, score terms.
     """
-    from hf_longctx.attention import attend
+    from hf_longctx.attention.attend import attend_within
 
     _refuse(module, attention_mask, dropout, kwargs)
     stored = stored_plan(module.config)
@@ -147,33 +148,32 @@ def longctx_attention(
             f"layer {index} was saved as a Mamba layer, and stands here as attention: load the checkpoint with "
             "hf_longctx.from_pretrained"
         )
-    mask = positions = attention_mask[:, 0, 0, :]  # type: ignore[index]
+    places = Places.of(attention_mask)  # type: ignore[arg-type]
     dropping = _dropping(longctx_cache, layer)
-    if dropping is not None:
-        positions = dropping.positions(mask)
+    positions = places.table if dropping is None else dropping.positions(places)
     live = positions.shape[-1]
     if key.shape[2] < live:
         raise ValueError(
             f"layer {index} holds {key.shape[2]} keys, but its mask has {live}: the cache's layers differ in length; "
             "pass past_key_values=transformers.DynamicCache(), which keeps every key when it is made without a config"
         )
-    if dropping is None and layer.replaced and int(positions.max()) + 1 > live and not bool((positions < 0).any()):
+    if dropping is None and layer.replaced and places.remember("gap", places.gap):
         raise ValueError(
             f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load "
             "the checkpoint with hf_longctx.from_pretrained, which sees to the cache"
         )
-    out = attend(
+    out = attend_within(
         query,
         key[:, :, :live],
         value[:, :, :live],
         layer.pattern,
+        places.layout(query.shape[2], positions, position_ids, query.shape[0]),
         scale=scaling,
         backend=stored["backend"],
         layer=index,
-        **_documents(positions, position_ids, query),
     )
     if dropping is not None:
-        dropping.settle(mask)
+        dropping.settle(places)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -270,18 +270,6 @@ def _layer_plan(
     shape = ModelShape(kinds_of(kinds, windows, mamba), windows, kv_heads)
     pattern: Pattern | Layers | None = parse(attention) if attention else None
     return resolve(pattern, shape, own_windows)[index]
-
-
-def _documents(positions: Tensor, position_ids: Tensor | None, query: Tensor) -> dict[str, Tensor | None]:
-    """The arguments that tell `attend` about padding and packing; documents only where there is no cache."""
-    rows, queries = query.shape[0], query.shape[2]
-    if not positions.shape[-1] == queries > 1:
-        return {"positions": positions}
-    valid = positions >= 0
-    found = documents(valid, position_ids)
-    if found is None:
-        return {"positions": positions}
-    return {"valid": valid.expand(rows, -1), "segments": found.expand(rows, -1)}  # one row of either holds for all
 
 
 def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from hf_longctx.attention.recent import Recent, same
 from hf_longctx.hf.attention import eager
+from hf_longctx.hf.places import Places
 from hf_longctx.patterns import Pattern
+from hf_longctx.patterns.geometry import Own
 from hf_longctx.patterns.retention import most_kept
 
-#: For the masks seen last, slots and their positions: layers that store the same keys share these, and with them all
-#: that is worked out of positions.
-_POSITIONS: Recent[list[tuple[Tensor, Tensor]]] = Recent(2)
-#: Bytes of the slot number that is stored beside each key.
+#: Bytes of the slot number that is stored for each key, on the CPU: nobody waits for a device to look at it.
 SLOT_BYTES = 8
 
 
@@ -69,7 +67,7 @@ class EvictingLayer(DynamicLayer):
         pattern: the same.
         keys: (B, Hkv, stored, D), a view of a buffer with a few columns to spare.
         values: (B, Hkv, stored, Dv), likewise.
-        slots: (stored,) int64, ascending.
+        slots: (stored,) int64 on the CPU, ascending.
         seen: tokens seen, dropped ones included.
 
     Raises:
@@ -128,7 +126,7 @@ class EvictingLayer(DynamicLayer):
                 "no such pattern: start with an empty cache"
             )
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        new = torch.arange(self.seen, self.seen + key_states.shape[2], device=key_states.device)
+        new = torch.arange(self.seen, self.seen + key_states.shape[2])
         self.seen += len(new)
         if self.keys is None or self.values is None or self.slots is None:
             self._full, self._buffers = True, None
@@ -142,11 +140,11 @@ class EvictingLayer(DynamicLayer):
             self.slots = torch.cat([self.slots, new])
         return self.keys, self.values
 
-    def positions(self, mask: Tensor) -> Tensor:
+    def positions(self, places: Places) -> Tensor:
         """The logical positions of the stored keys.
 
         Args:
-            mask: (B or 1, seen) int64 logical positions of all tokens seen, -1 for padding.
+            places: of all tokens seen.
 
         Returns:
             (B or 1, stored) int64.
@@ -154,37 +152,30 @@ class EvictingLayer(DynamicLayer):
         Raises:
             ValueError: the mask is of another length.
         """
-        if mask.shape[1] != self.seen or self.slots is None:
+        told = places.table.shape[1]
+        if told != self.seen or self.slots is None:
             raise ValueError(
-                f"the cache has seen {self.seen} tokens, but the mask is for {mask.shape[1]}: pass an attention_mask "
+                f"the cache has seen {self.seen} tokens, but the mask is for {told}: pass an attention_mask "
                 "for all tokens, those in the cache included, and the cache as the model returned it"
             )
-        if len(self.slots) == self.seen:
-            return mask
-        key = same(mask)
-        known = [] if key is None else _POSITIONS.get(key, list)
-        for slots, positions in known:
-            if slots.shape == self.slots.shape and torch.equal(slots, self.slots):
-                return positions
-        known.append((self.slots, mask[:, self.slots]))
-        return known[-1][1]
+        return places.at(self.slots)
 
-    def settle(self, mask: Tensor) -> None:
+    def settle(self, places: Places) -> None:
         """Drop what no later query may see, if the buffers are full. Ends a forward.
 
         Args:
-            mask: as for `positions`.
+            places: as for `positions`.
         """
         self._open = False
         if not self._full or self.keys is None or self.values is None or self.slots is None:
             return
-        kept = None
+        kept, near = None, None
         sure = self._confirmed if self.record_past else self.seen
         if self.seen > self._most and sure:
-            now = mask[:, :sure].amax(1, keepdim=True) + 1
-            at = self.positions(mask)
-            seen_later = torch.as_tensor(self.pattern.keeps(at, now), device=at.device).expand(at.shape) & (at >= 0)
-            kept = seen_later.any(0).nonzero()[:, 0]
+            at = self.positions(places)
+            kept, near = places.remember(
+                ("kept", Own(self.pattern), id(at), sure), lambda: self._kept(places, at, sure)
+            )
             self._floor = sure
         stored = len(self.slots) if kept is None else len(kept)
         size = min(room(self.seen), self._most)
@@ -193,10 +184,20 @@ class EvictingLayer(DynamicLayer):
         self._buffers = (
             _moved(self.keys, kept, 2, size),
             _moved(self.values, kept, 2, size),
-            _moved(self.slots, kept, 0, size),
+            _moved(self.slots, near, 0, size),
         )
         self._full = False
         self._show(stored)
+
+    def _kept(self, places: Places, at: Tensor, sure: int) -> tuple[Tensor, Tensor]:
+        """Which of the keys at positions `at` (B or 1, stored) a query after the first `sure` tokens may see.
+
+        Their numbers, on the keys' device and on the CPU.
+        """
+        now = places.table[: len(at), :sure].amax(1, keepdim=True) + 1
+        later = torch.as_tensor(self.pattern.keeps(at, now), device=at.device).expand(at.shape) & (at >= 0)
+        kept = later.any(0).nonzero()[:, 0]
+        return kept, kept.cpu()
 
     def _fits(self, key_states: Tensor, value_states: Tensor) -> bool:
         """Whether new columns can be written in place: there is room, and autograd or inference mode allow it."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 from hf_longctx.hf import caches, lengths
 from hf_longctx.hf.attention import eager, stored_plan
 from hf_longctx.hf.cache_argument import cache_among
+from hf_longctx.hf.places import forget
 from hf_longctx.hf.tokens import tokens_of
 
 
@@ -28,6 +29,7 @@ def before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[t
             "model for it"
         )
     kwargs = caches.ready(decoder, args, kwargs)
+    forget(kwargs.get("attention_mask"))
     tokens = next(
         (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
     )

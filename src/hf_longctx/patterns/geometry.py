@@ -217,6 +217,12 @@ class Own:
 Shape: TypeAlias = Strip | Blocks | Spaced | Segments | Columns | Drawn | Own
 
 
+def shapes_of(pattern: Pattern, layer: int, heads: Iterable[int]) -> tuple[tuple[Shape, ...], ...]:
+    """What a pattern comes to in each of these heads; as a key it holds layer and head only where they matter."""
+    each = ((pattern.pieces(layer=layer, head=h), h) for h in heads)
+    return tuple((Own(pattern, layer, h),) if shapes is None else shapes for shapes, h in each)
+
+
 @dataclass(frozen=True)
 class Piece:
     """The pairs that `shape` holds and none of the shapes in `minus` does."""

@@ -48,7 +48,7 @@ def lower(
                 yield replace(tile, minus=piece.minus)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _regular(
     piece: Piece, rows: tuple[int, int], keys: tuple[int, int], chunk: int | None, backward: bool
 ) -> tuple[Tile, ...]:

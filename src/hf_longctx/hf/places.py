@@ -1,0 +1,126 @@
+"""What the mask of a forward says of its tokens, and what its layers have worked out of that.
+
+The layers of a forward share one mask tensor. So whatever follows from it is remembered for as long as it lives:
+not longer, and not by what it holds, so that nothing is ever stale, and that inference mode makes no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hf_longctx.attention.layout import Layout
+from hf_longctx.hf.documents import documents
+
+_Value = TypeVar("_Value")
+
+#: The mask of a running forward -> its version, and its places. It holds neither the mask nor a view of it.
+_KNOWN = WeakTensorKeyDictionary()
+
+
+class Places:
+    """Where the tokens of a forward are.
+
+    Args:
+        table: (B or 1, seen) int64 logical positions of all tokens seen, -1 for padding; nobody may write to it.
+        host: the same as one row on the CPU, (1, seen), if they are alike in all rows and known there.
+
+    Attributes:
+        table: the same.
+    """
+
+    def __init__(self, table: Tensor, host: Tensor | None = None) -> None:
+        self.table = table
+        if host is not None:
+            self.host = host  # known beforehand
+        self._known: dict[Hashable, Any] = {}
+        self._stored: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Places:
+        """The places of a forward, by its mask (B or 1, 1, 1, seen)."""
+        version = None if mask.is_inference() else mask._version
+        known = _KNOWN.get(mask)
+        if known is None or known[0] != version:
+            known = _KNOWN[mask] = (version, cls(mask[:, 0, 0, :].clone()))
+        return known[1]
+
+    @cached_property
+    def host(self) -> Tensor | None:
+        """Positions on the CPU, (1, seen), where every row is tokens 0 to seen - 1, the common case; else None."""
+        here = torch.arange(self.table.shape[1], device=self.table.device)
+        return here[None].cpu() if bool((self.table == here).all()) else None
+
+    def remember(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        """What was made for `key` before in this forward, or is made now."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def at(self, slots: Tensor) -> Tensor:
+        """The positions of the tokens `slots` (stored,) on the CPU: (B or 1, stored), one tensor for equal slots."""
+        if len(slots) == self.table.shape[1]:
+            return self.table
+        for known, positions in self._stored:
+            if torch.equal(known, slots):
+                return positions
+        positions = (self.table if self.host is None else self.table[:1])[:, slots]
+        self._stored.append((slots.clone(), positions))
+        return positions
+
+    def layout(self, queries: int, positions: Tensor, position_ids: Tensor | None, rows: int) -> Layout:
+        """The layout of a call whose keys are at `positions`, one for all layers.
+
+        Args:
+            queries: number of new tokens.
+            positions: `table`, or what `at` gave.
+            position_ids: (B or 1, queries); where they restart without a cache, documents are packed.
+            rows: B.
+        """
+        ids = position_ids if positions is self.table and positions.shape[1] == queries > 1 else None
+        version = None if ids is None or ids.is_inference() else ids._version
+        # The entry holds on to the ids, so that no other tensor comes to their number.
+        _, layout = self.remember(
+            ("layout", queries, rows, id(positions), id(ids), version),
+            lambda: (ids, self._layout(queries, positions, ids, rows)),
+        )
+        return layout
+
+    def _layout(self, queries: int, positions: Tensor, ids: Tensor | None, rows: int) -> Layout:
+        keys = positions.shape[1]
+        valid = None if ids is None else positions >= 0
+        packed = None if valid is None else documents(valid, ids)
+        if valid is not None and packed is not None:  # one row of either holds for all
+            return Layout.of(queries, keys, valid=valid.expand(rows, -1), segments=packed.expand(rows, -1))
+        host = self._host(positions)
+        if host is not None and bool((host == torch.arange(keys)).all()):
+            return Layout.of(queries, keys)
+        return Layout.of(queries, keys, positions=positions, host=host)
+
+    def _host(self, positions: Tensor) -> Tensor | None:
+        if self.host is None or positions is self.table:
+            return self.host
+        return next(self.host[:, slots] for slots, known in self._stored if known is positions)
+
+    def gap(self) -> bool:
+        """Whether keys are missing before the first: a cache has dropped some that it does not account for."""
+        table = self.table if self.host is None else self.host
+        return int(table.max()) + 1 > table.shape[1] and not bool((table < 0).any())
+
+
+def made_for(mask: Tensor, host: Tensor) -> Tensor:
+    """Say of a mask just made that its rows are `host` (1, seen), so that nobody has to look."""
+    _KNOWN[mask] = (None if mask.is_inference() else mask._version, Places(mask[:, 0, 0, :].clone(), host))
+    return mask
+
+
+def forget(masks: Any) -> None:
+    """A forward begins with masks of the caller's, who may have written to them since the last one."""
+    for mask in masks.values() if isinstance(masks, dict) else (masks,):
+        if isinstance(mask, Tensor):
+            _KNOWN.pop(mask, None)
