@@ -32,6 +32,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def imports_stay() -> None:
+    """The same for what the tests of the last file imported as they went: whoever measures memory collects often."""
+    pytest_collection_finish()
+
+
 @pytest.fixture
 def eager_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention as its own dense formula: the same block masks and mask function, and no minute of compiling."""
