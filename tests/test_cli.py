@@ -196,6 +196,15 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(plan, tmp_path, run):
     assert run("describe", str(tmp_path))[1].strip() == str(lc.describe(model))
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of a model and of a patched one, without weights, and one that is not there."""
+    folder = tmp_path_factory.mktemp("places")
+    build("llama").config.save_pretrained(folder / "model")
+    lc.patch(build("llama"), attention="window:8").config.save_pretrained(folder / "patched")
+    return {name: folder / name for name in ("model", "patched", "nowhere")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -243,14 +252,12 @@ def test_describe_of_a_patched_checkpoint_shows_its_plan(plan, tmp_path, run):
         (("models", "nobody"), "no published model"),
     ],
 )
-def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
-    build("llama").config.save_pretrained(tmp_path / "model")
-    lc.patch(build("llama"), attention="window:8").config.save_pretrained(tmp_path / "patched")
-    places = {name: tmp_path / name for name in ("model", "patched", "nowhere")}
+def test_mistakes_end_in_one_sentence(arguments, sentence, places, run):
     code, out, err = run(*(a.format(**places) for a in arguments))
     assert (code, out) == (2, "")
     assert sentence in err
     assert err.startswith("error: ")
+    assert not places["nowhere"].exists()
 
 
 def test_help_names_every_command(run):

@@ -96,7 +96,7 @@ def test_full_is_stock(family):
         {"num_beams": 2, "num_return_sequences": 2},
         {"use_cache": False},
     ):
-        how = {"max_new_tokens": 8, "do_sample": False, "disable_compile": True} | how
+        how = {"max_new_tokens": 5, "do_sample": False, "disable_compile": True} | how
         assert torch.equal(
             model.generate(ids, attention_mask=mask, **how), stock.generate(ids, attention_mask=mask, **how)
         ), how
@@ -106,7 +106,7 @@ def test_full_is_stock(family):
 def test_generate_is_the_same_with_and_without_a_cache(family):
     ids, mask = tokens(2, 20), padding("left", 2, 20)
     model = lc.patch(build(family), attention=PATTERNS["streaming"])
-    how = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "disable_compile": True}
+    how = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "disable_compile": True}
     slow = model.generate(ids, use_cache=False, **how)
     assert torch.equal(model.generate(ids, **how), slow)
     assert torch.equal(model.generate(ids, cache_implementation="static", **how), slow)

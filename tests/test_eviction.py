@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 
@@ -53,6 +53,7 @@ def seen_by(pattern: Pattern, q: int) -> frozenset[int]:
 
 @pytest.mark.parametrize("name", DROPPING)
 @given(chunks=st.lists(st.integers(1, 19), min_size=1, max_size=20))
+@settings(max_examples=40, deadline=None)
 def test_every_query_is_given_what_it_sees_and_the_buffers_stay_small(name, chunks):
     pattern = DROPPING[name]
     layer, most = EvictingLayer(pattern), most_columns(pattern)

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
+from gradients import PROJECTED
 from hf_longctx.attention import attend
 from hf_longctx.patterns import Block, Full, Pattern, SlidingWindow, gallery, parse
 from hf_longctx.patterns.base import given_fields
@@ -92,10 +93,6 @@ def test_one_causal_run_is_tiled_like_full_attention(block, rows):
 
 #: Every registered pattern small, a union, and a rule alone.
 SMALL = [p for _, p in gallery()] + [parse("window:5+global:2"), parse("dilated:3,2+block:4"), Odd()]
-
-
-#: By random projections of the Jacobian; and, which takes a second each, by all of its entries.
-PROJECTED = [True, pytest.param(False, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("projected", PROJECTED)

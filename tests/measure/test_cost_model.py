@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_longctx as lc
@@ -123,6 +123,7 @@ def test_what_would_take_for_ever_to_count_is_unknown():
 @given(
     st.integers(1, 1 << 22), st.integers(1, 1 << 22), st.sampled_from(["standard", "flash", "window:1024", "mamba2"])
 )
+@settings(max_examples=40, deadline=None)
 def test_memory_never_falls_with_the_length(one, other, name):
     a = architecture_of_tiny()
     method = next(m for m in methods(["window:1024"]) if m.name == name)
