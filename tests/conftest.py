@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+gc.disable()  # until the tests are collected
+
 # On CI the same examples every time; elsewhere new ones, so that they keep looking.
 settings.register_profile("ci", derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci" if os.environ.get("CI") else "default")
@@ -30,6 +32,13 @@ def pytest_collection_finish() -> None:
     """Modules and tests stay to the end, so no collection of garbage need walk through them: it takes a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_stay() -> None:
+    """The same for what the tests of the last file imported as they went: whoever measures memory collects often."""
+    pytest_collection_finish()
 
 
 @pytest.fixture

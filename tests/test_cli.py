@@ -219,6 +219,15 @@ def test_a_limit_may_name_a_folder_that_was_saved_patched(tmp_path):
     assert limit.variant == "as-loaded"
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of a model and of a patched one, without weights, and one that is not there."""
+    folder = tmp_path_factory.mktemp("places")
+    build("llama").config.save_pretrained(folder / "model")
+    lc.patch(build("llama"), attention="window:8").config.save_pretrained(folder / "patched")
+    return {name: folder / name for name in ("model", "patched", "nowhere")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -272,14 +281,12 @@ def test_a_limit_may_name_a_folder_that_was_saved_patched(tmp_path):
         (("models", "nobody"), "no published model"),
     ],
 )
-def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
-    build("llama").config.save_pretrained(tmp_path / "model")
-    lc.patch(build("llama"), attention="window:8").config.save_pretrained(tmp_path / "patched")
-    places = {name: tmp_path / name for name in ("model", "patched", "nowhere")}
+def test_mistakes_end_in_one_sentence(arguments, sentence, places, run):
     code, out, err = run(*(a.format(**places) for a in arguments))
     assert (code, out) == (2, "")
     assert sentence in err
     assert err.startswith("error: ")
+    assert not places["nowhere"].exists()
 
 
 def test_help_names_every_command(run):

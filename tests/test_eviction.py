@@ -55,7 +55,7 @@ def seen_by(pattern: Pattern, q: int) -> frozenset[int]:
 
 @pytest.mark.parametrize("name", DROPPING)
 @given(chunks=st.lists(st.integers(1, 19), min_size=1, max_size=20))
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_query_is_given_what_it_sees_and_the_buffers_stay_small(name, chunks):
     pattern = DROPPING[name]
     layer, most = EvictingLayer(pattern), most_columns(pattern)

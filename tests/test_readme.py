@@ -1,4 +1,4 @@
-"""The README's snippets and commands run, on the bundled model; long commands are run on small numbers."""
+"""The README's snippets and commands run, on small numbers and a tiny model, and in slow tests on the bundled one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_longctx.hf.loading import DEMO
-from hf_longctx.hf.loading import resolve as resolve_model
+from hf_longctx.hf import loading
+from tiny_model import make_prose_tokenizer, make_tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,11 +28,26 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def bundled():
-    try:
-        return resolve_model(DEMO)
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
+def tiny(tmp_path_factory):
+    """A random model that says what the bundled one says of itself, and has a layer for each that the README names."""
+    folder, tokenizer = tmp_path_factory.mktemp("tiny"), make_prose_tokenizer()
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
+    make_tiny(**ids, num_hidden_layers=6, max_position_embeddings=8192).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["tiny", pytest.param("bundled", marks=pytest.mark.slow)])
+def demo(request, monkeypatch):
+    """What the name `demo` loads."""
+    if request.param == "tiny":
+        folder = request.getfixturevalue("tiny")
+        monkeypatch.setattr(loading, "_demo", lambda: folder)
+    else:
+        try:
+            loading.resolve(loading.DEMO)
+        except ModuleNotFoundError as error:
+            pytest.skip(str(error))
 
 
 def test_the_first_result_is_near_the_top():
@@ -42,7 +57,7 @@ def test_the_first_result_is_near_the_top():
 
 
 @pytest.mark.parametrize("snippet", blocks("python"), ids=lambda s: s.splitlines()[0])
-def test_snippets_run(snippet, bundled, tmp_path, monkeypatch):
+def test_snippets_run(snippet, demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
 
@@ -52,8 +67,12 @@ def commands(slow: bool) -> list[str]:
     return [line for line in lines if any(f" {name} " in line for name in ("extend", "cost")) is slow]
 
 
-@pytest.mark.parametrize("slow", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_commands_run(slow, bundled, tmp_path, monkeypatch, run):
+#: The slow ones start processes, which know nothing of a stand-in.
+RUNS = [("tiny", False), *(pytest.param("bundled", slow, marks=pytest.mark.slow) for slow in (False, True))]
+
+
+@pytest.mark.parametrize(("demo", "slow"), RUNS, indirect=["demo"])
+def test_commands_run(demo, slow, tmp_path, monkeypatch, run):
     """One test for all, in their order and one folder: some read what an earlier one wrote."""
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)

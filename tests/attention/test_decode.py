@@ -9,6 +9,7 @@ from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.reads import reads
 from hf_longctx.patterns import Full, Heads, Random, SlidingWindow, Strided, gallery, parse
 from hf_longctx.patterns.rows import Rows
+from pairs import pairwise
 from peak import Peak
 
 #: Every registered pattern, unions in which combs and spans meet, heads that differ, and a rule alone.
@@ -48,37 +49,33 @@ def inputs(rows, grad=False):
     return [torch.randn(2, h, n, 16, generator=rng, requires_grad=grad) for h, n in ((4, N), (2, N), (2, N))]
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize("where", WHERE)
-def test_decode_equals_the_last_rows_of_the_oracle(pattern, where):
+@pytest.mark.parametrize(("where", "pattern", "rows"), pairwise(WHERE, PATTERNS, (1, 2, 8)))
+def test_decode_equals_the_last_rows_of_the_oracle(where, pattern, rows):
     """Output and gradients; the two batch rows differ, and so may the heads."""
-    for rows in (1, 2, 8):
-        q, k, v = inputs(rows, grad=True)
-        whole = attend(q, k, v, pattern, backend="reference", **WHERE[where])[:, :, -rows:]
-        last = attend(q[:, :, -rows:], k, v, pattern, **WHERE[where])
-        assert error(last, whole) < 2e-6
-        for got, want in zip(gradients(last, (q, k, v)), gradients(whole, (q, k, v))):
-            assert error(got, want) < 1e-5 * max(1, float(want.abs().max()))
-        with torch.no_grad():
-            assert error(attend(q[:, :, -rows:], k, v, pattern, **WHERE[where]), whole) < 2e-6
+    q, k, v = inputs(rows, grad=True)
+    whole = attend(q, k, v, pattern, backend="reference", **WHERE[where])[:, :, -rows:]
+    last = attend(q[:, :, -rows:], k, v, pattern, **WHERE[where])
+    assert error(last, whole) < 2e-6
+    for got, want in zip(gradients(last, (q, k, v)), gradients(whole, (q, k, v))):
+        assert error(got, want) < 1e-5 * max(1, float(want.abs().max()))
+    with torch.no_grad():
+        assert error(attend(q[:, :, -rows:], k, v, pattern, **WHERE[where]), whole) < 2e-6
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize("where", WHERE)
-def test_keys_that_no_row_sees_are_not_read(pattern, where):
+@pytest.mark.parametrize(("where", "pattern", "rows"), pairwise(WHERE, PATTERNS, (1, 3)))
+def test_keys_that_no_row_sees_are_not_read(where, pattern, rows):
     """They are NaN, in keys and in values, and nothing changes, nor do gradients."""
-    for rows in (1, 3):
-        q, k, v = inputs(rows)
-        q = q[:, :, -rows:]
-        dead = ~seen(pattern, 2, rows, N, WHERE[where], 2).any(2)[..., None]
-        poisoned = [x.masked_fill(dead, float("nan")) for x in (k, v)]
-        want = attend(q, k, v, pattern, **WHERE[where])
-        assert error(attend(q, *poisoned, pattern, **WHERE[where]), want) < 2e-6
-        poisoned = [x.requires_grad_() for x in poisoned]
-        grads = gradients(attend(q, *poisoned, pattern, **WHERE[where]), tuple(poisoned))
-        for g in grads:
-            assert g.isfinite().all()
-            assert (g.masked_select(dead) == 0).all()
+    q, k, v = inputs(rows)
+    q = q[:, :, -rows:]
+    dead = ~seen(pattern, 2, rows, N, WHERE[where], 2).any(2)[..., None]
+    poisoned = [x.masked_fill(dead, float("nan")) for x in (k, v)]
+    want = attend(q, k, v, pattern, **WHERE[where])
+    assert error(attend(q, *poisoned, pattern, **WHERE[where]), want) < 2e-6
+    poisoned = [x.requires_grad_() for x in poisoned]
+    grads = gradients(attend(q, *poisoned, pattern, **WHERE[where]), tuple(poisoned))
+    for g in grads:
+        assert g.isfinite().all()
+        assert (g.masked_select(dead) == 0).all()
 
 
 FAR = 1 << 15

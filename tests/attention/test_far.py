@@ -21,7 +21,7 @@ def away(case: Case) -> tuple[tuple[torch.Tensor, ...], Layout]:
 
 
 @given(cases(patterns(), lengths=(1, 31, 97, 113)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_tiled_forward_and_backward(case: Case):
     """The whole engine through the CUDA kernels: masks, indices, merges, gradients, sizes off the grid."""
     near = tuple(x.requires_grad_() for x in case.tensors)
@@ -74,7 +74,7 @@ def test_tiled_in_half_precision(pattern, dtype):
 
 
 @given(cases(patterns(), lengths=(31, 97)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_other_ways_make_their_masks_there_too(case: Case):
     """Dense calls, block masks, packing; numbers are others' tests."""
     where = {"scale": 1.0}

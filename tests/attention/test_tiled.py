@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
+from gradients import PROJECTED
 from hf_longctx.attention import attend
 from hf_longctx.patterns import Block, Full, Pattern, SlidingWindow, gallery, parse
 from hf_longctx.patterns.base import given_fields
@@ -94,12 +95,13 @@ def test_one_causal_run_is_tiled_like_full_attention(block, rows):
 SMALL = [p for _, p in gallery()] + [parse("window:5+global:2"), parse("dilated:3,2+block:4"), Odd()]
 
 
+@pytest.mark.parametrize("projected", PROJECTED)
 @pytest.mark.parametrize("pattern", SMALL, ids=str)
-def test_float64_passes_a_numerical_gradient_check(pattern):
+def test_float64_passes_a_numerical_gradient_check(pattern, projected):
     rng = torch.Generator().manual_seed(2)
     q = torch.randn(1, 2, 9, 2, generator=rng, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(1, 1, 12, 2, generator=rng, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda *x: attend(*x, pattern, backend="tiled"), (q, k, v))
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, pattern, backend="tiled"), (q, k, v), fast_mode=projected)
 
 
 @pytest.mark.parametrize(("n", "size"), [(97, 111), (113, 59), (1023, 40), (1025, 59)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from gradients import PROJECTED
 from hf_longctx.mamba import chunks, reference, ssd, ssd_step
 from peak import Peak
 from scan_cases import arguments, cases, part
@@ -129,9 +130,10 @@ def test_readers_of_one_state_equal_a_state_for_each():
     close((y, state), (expected, states[:, ::3]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("projected", PROJECTED)
 @pytest.mark.parametrize("segments", [None, torch.tensor([[0, 0, 0, 1, 1, 1, 2]])])
 @pytest.mark.parametrize(("chunk", "groups", "readers"), [(3, 1, 1), (64, 1, 1), (3, 2, 2)])
-def test_gradcheck(chunk, groups, readers, segments):
+def test_gradcheck(chunk, groups, readers, segments, projected):
     of = arguments(1, 7, heads=2, size=2, groups=groups, n=2, readers=readers, dtype=torch.float64)
     of["A"] -= 0.1
     inputs = [*of.values(), torch.randn(2, dtype=torch.float64), torch.randn(1, 2, 2, 2, dtype=torch.float64)]
@@ -140,7 +142,7 @@ def test_gradcheck(chunk, groups, readers, segments):
         *main, D, state = args
         return ssd(*main, D=D, initial_state=state, chunk=chunk, segments=segments, return_final_state=True)
 
-    assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in inputs])
+    assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in inputs], fast_mode=projected)
 
 
 @given(cases())

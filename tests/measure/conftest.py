@@ -1,46 +1,17 @@
 """A tiny tokenizer and a tiny model that fit each other, made on the spot."""
 
-import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_longctx.measure import needles, prose
+from hf_longctx.measure import prompts
 from hf_longctx.measure.grid import build_grid
 from hf_longctx.measure.haystack import open_haystack
 from hf_longctx.measure.placement import depth_grid
-
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def make_tokenizer(*, bos=True, template=True):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
-    text = [*itertools.islice(prose.sentences("tokenizer"), 150)]
-    text += [f"{n.sentence} {n.question}" for n in needles.typical_needles("digits", draws=1)]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(text, trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=special[2:],
-        chat_template=("<s>" if bos else "") + TEMPLATE if template else None,
-    )
+from hf_longctx.measure.tasks import REGISTRY
+from tiny_model import make_prose_tokenizer
 
 
 def make_model(tokenizer, seed=0):
@@ -60,14 +31,28 @@ def make_model(tokenizer, seed=0):
     return LlamaForCausalLM(config).eval()
 
 
+@pytest.fixture(autouse=True)
+def answers_are_short(request, monkeypatch):
+    """Each token is a forward, and these models have nothing to say; not where other processes ask too."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(prompts, "_SLACK", 0)
+
+
+@pytest.fixture
+def six_tokens(monkeypatch):
+    """No task decodes more: an answer is settled sooner where a model knows it, and never where it does not."""
+    for name, task in REGISTRY.items():
+        monkeypatch.setitem(REGISTRY, name, replace(task, budget=6))
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
-    return make_tokenizer()
+    return make_prose_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def plain_tokenizer():
-    return make_tokenizer(bos=False, template=False)
+    return make_prose_tokenizer(bos=False, template=False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from hf_longctx.measure import report, run_needle
 from hf_longctx.measure.damage import damage_lines, draw_bins, edges, summarise_damage
 from hf_longctx.measure.listener import Listener
 
-SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}
+SETTINGS = {"lengths": [200, 400], "depths": 2, "progress": False}
 WINDOW = "window: attention=window:8+global:4"
 
 
@@ -32,7 +32,7 @@ def rows_of(out):
 
 def plain(model, tokenizer, make_grid, definition=None, length=None, **more):
     """(nll, log-probabilities) of every token of the text of the first trial, by one full forward without a cache."""
-    grid = make_grid(tokenizer, lengths=(200, 400), **more)
+    grid = make_grid(tokenizer, lengths=(200, 400), **{"depths": SETTINGS["depths"]} | more)
     probe = grid.probes(0)[-1]
     ids = torch.tensor([list(probe.trunk[: probe.at])])
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_it_is_heard_in_every_kind_of_reading(model, tokenizer, make_grid, tmp_p
 def test_rope_that_follows_the_length_is_heard_at_the_longest(model, tokenizer, make_grid, tmp_path):
     lengths = {"lengths": [400, 800]}
     run_needle(model, tokenizer, variants=["d: rope=dynamic:1"], out=tmp_path, **(SETTINGS | lengths))
-    grid = make_grid(tokenizer, lengths=(400, 800))
+    grid = make_grid(tokenizer, lengths=(400, 800), depths=SETTINGS["depths"])
     probe = grid.probes(0)[-1]
     ids = torch.tensor([list(probe.trunk[: probe.at])])
     with torch.no_grad(), patched(model, rope="dynamic:1"), held_length(model, 800):

@@ -21,6 +21,8 @@ from hf_longctx.measure.tally import numbers, pair, scores
 from hf_longctx.measure.tasks import find
 from hf_longctx.measure.variants import parse_variant
 
+pytestmark = pytest.mark.usefixtures("six_tokens")
+
 VARIANTS = ["window: attention=window:64+global:4", "yarn2: rope=yarn:2"]
 OPTIONS = {"tasks": ["passkey", "multihop"], "lengths": [380, 480], "trials": 2, "variants": VARIANTS}
 
@@ -76,7 +78,7 @@ def test_stopped_after_any_row_it_ends_with_the_same_rows(model, tokenizer, tmp_
 
     def stop(row):
         seen.append(row)
-        if len(seen) % 5 == 0:
+        if len(seen) % 7 == 0:
             raise KeyboardInterrupt
 
     while True:
@@ -90,7 +92,7 @@ def test_stopped_after_any_row_it_ends_with_the_same_rows(model, tokenizer, tmp_
                 (out / "rows.jsonl").write_bytes(torn[:-20])
                 seen.pop()
             assert json.loads((out / "summary.json").read_text())["variants"]["stock"]["cells"]
-    assert stops == 10  # 48 rows in fives, and once more for the torn row
+    assert stops == 7  # 48 rows in sevens, and once more for the torn row
     assert len(seen) == 48
     assert rows_of(out) == rows_of(tmp_path / "whole")
     for name in ("stock", "window", "yarn2"):

@@ -1,5 +1,6 @@
 """Probing: sharing one reading gives what reading every prompt afresh gives, and the ruler measures what it should."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,8 @@ from hf_longctx.measure.probe import Reader, ask, ask_all, clone_cache, stop_ids
 from hf_longctx.measure.sharing import group
 
 
-def replies(model, grid, probes, *, exact, per_length=False, hold=False, chunk=128):
-    """(length, depth, kind) to reply."""
+def replies(model, grid, probes, *, exact, per_length=False, hold=False, chunk=128, limit=None):
+    """(length, depth, kind) to reply, of at most `limit` tokens."""
     found = {}
     for members in group(probes, exact=exact, per_length=per_length):
         members = [probe.afresh() for probe in members] if exact else members
@@ -26,7 +27,7 @@ def replies(model, grid, probes, *, exact, per_length=False, hold=False, chunk=1
             for index, reply in ask_all(
                 Reader(model, chunk=chunk),
                 members[-1].trunk,
-                [probe.branch() for probe in members],
+                [replace(probe.branch(), limit=limit or probe.limit) for probe in members],
                 wanted=lambda index: True,
                 decode=grid.codec.decode,
                 stops=frozenset(),
@@ -49,8 +50,8 @@ def test_shared_and_exact_agree_in_every_cell(make_grid, tokenizer, family, mode
     model = build(family, vocab_size=len(tokenizer))
     grid = make_grid(tokenizer, lengths=(250, 500), depths=2, mode=mode)
     probes = grid.probes(0)
-    shared = replies(model, grid, probes, exact=False, per_length=mode == "single")
-    agree(shared, replies(model, grid, probes, exact=True, chunk=4096))
+    shared = replies(model, grid, probes, exact=False, per_length=mode == "single", limit=4)
+    agree(shared, replies(model, grid, probes, exact=True, chunk=4096, limit=4))
     assert len({reply.ids for reply in shared.values()}) > 1
 
 
@@ -64,7 +65,7 @@ def test_shared_and_exact_agree_when_patched(make_grid, tokenizer, definition):
     grid = make_grid(tokenizer, lengths=(250, 500))
     probes = grid.probes(0)
     with patched(model, **definition):
-        agree(replies(model, grid, probes, exact=False), replies(model, grid, probes, exact=True))
+        agree(*(replies(model, grid, probes, exact=exact, limit=4) for exact in (False, True)))
 
 
 def test_a_length_dependent_rope_is_read_once_a_length(make_grid, tokenizer):
@@ -72,8 +73,8 @@ def test_a_length_dependent_rope_is_read_once_a_length(make_grid, tokenizer):
     grid = make_grid(tokenizer, lengths=(250, 500))
     probes = grid.probes(0)
     with patched(model, rope="dynamic:1"):
-        shared = replies(model, grid, probes, exact=False, per_length=True, hold=True)
-        agree(shared, replies(model, grid, probes, exact=True, hold=True))
+        shared = replies(model, grid, probes, exact=False, per_length=True, hold=True, limit=4)
+        agree(shared, replies(model, grid, probes, exact=True, hold=True, limit=4))
 
 
 def test_a_fork_disturbs_nothing(tokenizer):

@@ -15,7 +15,10 @@ from hf_longctx.measure.tasks import find
 from hf_longctx.measure.word_tokenizer import WordTokenizer
 from hf_longctx.patterns import gallery, names, parse
 
+pytestmark = pytest.mark.usefixtures("six_tokens")
+
 LENGTH = 400
+CLAIMED = 1 << 14  # a variant claims 64 times as much, and its visible pairs are counted over all of it
 DEPTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SIZES = {  # sizes that fit the length; a pattern that is not listed is tested as the gallery draws it
     "block": "block:64,1",
@@ -36,12 +39,12 @@ def words():
 
 @pytest.fixture(scope="module")
 def ruler(words):
-    return ruler_model(words)
+    return ruler_model(words, claimed=CLAIMED)
 
 
 @pytest.fixture(scope="module")
 def linear(words):
-    return ruler_model(words, linear=True)
+    return ruler_model(words, linear=True, claimed=CLAIMED)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +171,7 @@ def test_the_harness_measures_about_what_is_remembered(name, words):
     """Depths are drawn evenly, so the score at length n is about W / n, and crosses 85.6% at about W / 0.856."""
     made, variant, remembered = HARNESS[name]
     found = run_effective(
-        ruler_model(words, **made),
+        ruler_model(words, claimed=CLAIMED, **made),
         words,
         tasks=["passkey"],
         lengths=[100, 128, 256],

@@ -13,6 +13,8 @@ from hf_longctx.measure import processes, report, suite
 from hf_longctx.measure.cost_child import measure
 from hf_longctx.measure.settings_file import read_yaml
 
+pytestmark = pytest.mark.usefixtures("six_tokens")
+
 SHIPPED = sorted((Path(__file__).parents[2] / "evals").glob("*.yaml"))
 SMALL = """
 name: small
