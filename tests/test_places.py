@@ -33,7 +33,7 @@ def made(monkeypatch):
         return run
 
     monkeypatch.setattr(Layout, "of", counted("layouts", Layout.of))
-    monkeypatch.setattr(tiled, "_all_jobs", counted("jobs", tiled._all_jobs))
+    monkeypatch.setattr(tiled, "all_jobs", counted("jobs", tiled.all_jobs))
     monkeypatch.setattr(decode, "reads", counted("reads", decode.reads))
     return counts
 

@@ -104,7 +104,8 @@ class Flex:
 def _block_mask(rule: Callable[..., torch.Tensor], n: int, heads: int, group: int, device: torch.device) -> object:
     """FlexAttention's block mask for heads that differ, made a key-value head at a time and put together.
 
-    `create_block_mask` for all heads at once holds several tables of heads x n x n: 20 GB for 9 heads at 16K tokens.
+    `create_block_mask` for all heads at once holds several tables of heads x n x n elements: 2.4 G each for 9 heads
+    at 16K tokens.
     """
     from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 

@@ -15,7 +15,6 @@ from hf_longctx.attention.dense import Sight
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.reads import IN_PLACE, reads
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import shapes_of
 
 #: Query rows up to which gathering is the better way.
 FEW = 8
@@ -40,9 +39,12 @@ def attend(
     heads = range(head, head + key.shape[1])
     heads = heads if pattern.by_head else heads[:1]
     device = query.device
-    known = layout.remember(
-        ("reads", shapes_of(pattern, layer, heads), device),
+    known = layout.shared(
+        ("reads", device),
+        pattern,
         lambda: reads(pattern, layout, device, layer=layer, heads=heads),
+        layer=layer,
+        heads=heads,
     )
     if known is None:
         return dense.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)

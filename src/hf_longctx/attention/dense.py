@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longctx.attention.layout import Layout
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import shapes_of
 
 #: Mask elements held at once. Longer inputs are taken a few rows at a time.
 _MASK = 1 << 24
@@ -39,13 +38,13 @@ def attend(
     masks = layout.batch * group * (kv_heads if pattern.by_head else 1)
     step = max(1, _MASK // (masks * layout.keys))
     if layout.queries <= step:
-        sight = layout.remember(
-            ("sight", shapes_of(pattern, layer, heads if pattern.by_head else heads[:1]), query.device),
-            lambda: Sight.of(
-                layout.visible(
-                    pattern, (0, layout.queries), (0, layout.keys), device=query.device, layer=layer, heads=heads
-                )
-            ),
+        every = (0, layout.queries), (0, layout.keys)
+        sight = layout.shared(
+            ("sight", query.device),
+            pattern,
+            lambda: Sight.of(layout.visible(pattern, *every, device=query.device, layer=layer, heads=heads)),
+            layer=layer,
+            heads=heads,
         )
         return masked(query, key, value, sight, scale=scale)
 

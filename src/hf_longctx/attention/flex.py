@@ -102,11 +102,11 @@ def block_mask(
     Patterns that lower to the same shapes share one. A shape that depends on the layer or head says so.
     """
     own = heads if pattern.by_head else heads[:1]
-    key = (shapes_of(pattern, layer, own), group if pattern.by_head else 1, device)
+    many = group if pattern.by_head else 1
     make = partial(_build, pattern, layout, device, layer, own, group)
-    if layout.plain:
-        return MASKS.get((layout.queries, layout.keys, *key), make)
-    return layout.remember(("block mask", *key), make)
+    if not layout.plain:
+        return layout.shared(("block mask", many, device), pattern, make, layer=layer, heads=own)
+    return MASKS.get((shapes_of(pattern, layer, own), layout.queries, layout.keys, many, device), make)
 
 
 def _build(pattern: Pattern, layout: Layout, device: torch.device, layer: int, heads: range, group: int) -> _Mask:

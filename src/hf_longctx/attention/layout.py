@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.patterns import Pattern
+from hf_longctx.patterns.geometry import shapes_of
 
 _Value = TypeVar("_Value")
 #: Positions that are copied from a device as a whole to be looked at: one wait instead of several.
@@ -93,6 +94,15 @@ class Layout:
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]
+
+    def shared(
+        self, what: Hashable, pattern: Pattern, make: Callable[[], _Value], *, layer: int, heads: range
+    ) -> _Value:
+        """`remember` for what a pattern comes to in these heads; one that differs by layer serves no other layer."""
+        shapes, next_layer = (
+            shapes_of(pattern, at, heads if pattern.by_head else heads[:1]) for at in (layer, layer + 1)
+        )
+        return self.remember((what, shapes), make) if shapes == next_layer else make()
 
     @property
     def plain(self) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hf_longctx.attention import kernels, views
+from hf_longctx.attention.jobs import Job, all_jobs, real_tokens
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.request import Request
 from hf_longctx.patterns import Pattern
@@ -36,42 +37,14 @@ _OWN = 1 << 21
 
 
 @dataclass(frozen=True)
-class _Span:
-    """Stored tokens [start, stop) of one document at consecutive logical positions from `position`."""
-
-    start: int
-    stop: int
-    position: int
-    document: int
-
-    def logical(self, start: int | None = None) -> tuple[int, int]:
-        """First and one past the last logical position, from stored token `start` on."""
-        first = self.start if start is None else start
-        return self.position + first - self.start, self.position + self.stop - self.start
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The rows [row, row + rows) of one batch element against the spans of keys that they may see.
-
-    Each of `spans` is the first stored key and the logical ranges of rows and keys.
-    """
-
-    batch: int
-    row: int
-    rows: int
-    spans: tuple[tuple[int, tuple[int, int], tuple[int, int]], ...]
-
-
-@dataclass(frozen=True)
 class _Work:
     """What is to be done: the jobs, and the pieces that each range of key-value heads sees."""
 
-    jobs: tuple[_Job, ...]
+    jobs: tuple[Job, ...]
     pieces: tuple[tuple[range, tuple[Piece, ...]], ...]
     scale: float
 
-    def each(self) -> Iterator[tuple[_Job, range, tuple[Piece, ...]]]:
+    def each(self) -> Iterator[tuple[Job, range, tuple[Piece, ...]]]:
         """Every job with every range of heads."""
         for job in self.jobs:
             for heads, pieces in self.pieces:
@@ -87,7 +60,7 @@ class _At:
     key: int
 
 
-def _tiles(job: _Job, pieces: tuple[Piece, ...], *, backward: bool = False) -> Iterator[tuple[_At, Tile]]:
+def _tiles(job: Job, pieces: tuple[Piece, ...], *, backward: bool = False) -> Iterator[tuple[_At, Tile]]:
     """A job's tiles. Every pair of row and key that may see one another is in one of them, and in one only."""
     for first, rows, keys in job.spans:
         for tile in lower(pieces, rows, keys, backward=backward):
@@ -134,13 +107,13 @@ def attend(
     groups = [range(h, h + 1) for h in heads] if pattern.by_head else [heads]
     pieces = tuple((g, pieces_of(pattern, layer, head + g.start)) for g in groups)
     batch = query.shape[0]
-    jobs = layout.remember(("jobs", batch), lambda: _all_jobs(layout, batch))
+    jobs = layout.remember(("jobs", batch), lambda: all_jobs(layout, batch))
     if jobs is not None:
         return _run(query, key, value, _Work(jobs, pieces, scale))
 
     # Padding between real tokens: run each row on its real tokens alone.
     outs = []
-    each = layout.remember(("real", batch, query.device), lambda: _real(layout, batch, query.device))
+    each = layout.remember(("real", batch, query.device), lambda: real_tokens(layout, batch, query.device))
     for b, (real, here, own) in enumerate(each):
         part = _run(
             query[b : b + 1, :, here], key[b : b + 1, :, real], value[b : b + 1, :, real], _Work(own, pieces, scale)
@@ -153,77 +126,6 @@ def attend(
 def pieces_of(pattern: Pattern, layer: int = 0, head: int = 0) -> tuple[Piece, ...]:
     """The disjoint pieces that a pattern lowers to: its own shapes, or what its rule shows."""
     return disjoint(shapes_of(pattern, layer, (head,))[0])
-
-
-# ---------------------------------------------------------------------- from tokens to jobs
-
-
-def _all_jobs(layout: Layout, batch: int) -> tuple[_Job, ...] | None:
-    """The jobs of all rows of the batch; None where one has padding between real tokens."""
-    first = layout.keys - layout.queries
-    if layout.plain:
-        span = _Span(0, layout.keys, 0, 0)
-        return tuple(job for b in range(batch) for job in _jobs(b, [span], first))
-    positions, documents = _tables(layout)
-    if any(_holed(p) for p in positions):
-        return None
-    rows = [_spans(*_row(positions, documents, b)) for b in range(layout.batch)]
-    return tuple(job for b in range(batch) for job in _jobs(b, rows[b % len(rows)], first))
-
-
-def _real(layout: Layout, batch: int, device: torch.device) -> list[tuple[Tensor, Tensor, tuple[_Job, ...]]]:
-    """For each row of the batch: its real tokens, those of them that are queries, and the jobs among them."""
-    found = []
-    first, (positions, documents) = layout.keys - layout.queries, _tables(layout)
-    for b in range(batch):
-        p, d = _row(positions, documents, b)
-        real = (p >= 0).nonzero()[:, 0]
-        here = real[real >= first] - first
-        spans = _spans(p[real], None if d is None else d[real])
-        found.append((real.to(device), here.to(device), tuple(_jobs(0, spans, len(real) - len(here)))))
-    return found
-
-
-def _tables(layout: Layout) -> tuple[Tensor, Tensor | None]:
-    """Positions and documents on the CPU."""
-    near = layout.near()
-    return torch.arange(layout.keys)[None] if near.positions is None else near.positions, near.documents
-
-
-def _row(positions: Tensor, documents: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
-    return positions[batch % len(positions)], None if documents is None else documents[batch % len(documents)]
-
-
-def _holed(positions: Tensor) -> bool:
-    """Whether there is padding between real tokens of positions (Lk,)."""
-    real = (positions >= 0).nonzero()[:, 0]
-    return len(real) > 0 and int(real[-1] - real[0]) + 1 != len(real)
-
-
-def _spans(positions: Tensor, documents: Tensor | None) -> list[_Span]:
-    """The maximal runs of real tokens at consecutive positions of one document; positions and documents (Lk,)."""
-    real = positions >= 0
-    new = real.clone()
-    new[1:] &= ~(real[:-1] & (positions[1:] == positions[:-1] + 1))
-    if documents is not None:
-        new[1:] |= real[1:] & (documents[1:] != documents[:-1])
-    starts = new.nonzero()[:, 0].tolist()
-    end = int(real.nonzero()[-1]) + 1 if starts else 0
-    number = documents if documents is not None else torch.zeros_like(positions)
-    return [
-        _Span(start, stop, int(positions[start]), int(number[start]))
-        for start, stop in zip(starts, [*starts[1:], end])
-    ]
-
-
-def _jobs(batch: int, spans: list[_Span], first: int) -> Iterator[_Job]:
-    """One job for each span that holds queries; queries are the stored tokens from `first` on."""
-    for own in spans:
-        start = max(own.start, first)
-        if start < own.stop:
-            rows = own.logical(start)
-            seen = tuple((s.start, rows, s.logical()) for s in spans if s.document == own.document)
-            yield _Job(batch, start - first, own.stop - start, seen)
 
 
 # ---------------------------------------------------------------------- running jobs
