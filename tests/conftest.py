@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, settings
 gc.disable()  # until the tests are collected
 
 # On CI the same examples every time; elsewhere new ones, so that they keep looking.
-settings.register_profile("ci", derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile("here", max_examples=50)
+settings.register_profile("ci", max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ PLANS = {
     "first": {"mamba": "0,2,init=mamba-in-llama"},
     "all": {"mamba": "1", "attention": "window:6+global:2", "rope": "yarn:2"},
 }
-GREEDY = {"max_new_tokens": 6, "do_sample": False}
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
 
 def hybrid(family: str = "llama", plan: str = "mamba", **overrides):

@@ -19,6 +19,7 @@ from hf_longctx.hf.mixers import mixers, teachers
 from hf_longctx.mamba import INITS, Mamba2
 from hf_longctx.mamba.convert import memories
 from hybrids import GREEDY, HYBRIDS, PLANS, hybrid
+from pairs import pairwise
 
 
 @pytest.mark.parametrize("family", HYBRIDS)
@@ -54,17 +55,7 @@ def test_the_start_equals_the_dense_formula(family, layers, monkeypatch):
     assert (stock - expected).abs().max() > 0.1
 
 
-#: Every case in every family; all plans with Llama, and in turn with the others.
-WAYS = [
-    (family, plan, case)
-    for i, family in enumerate(HYBRIDS)
-    for j, case in enumerate(CASES)
-    for k, plan in enumerate(PLANS)
-    if family == "llama" or (i + j) % len(PLANS) == k
-]
-
-
-@pytest.mark.parametrize(("family", "plan", "case"), WAYS)
+@pytest.mark.parametrize(("family", "plan", "case"), pairwise(HYBRIDS, PLANS, CASES))
 @torch.no_grad()
 def test_however_it_is_run(family, plan, case):
     """Padding, chunks, static caches and packing give what each row gives alone, read at once."""

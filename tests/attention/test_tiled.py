@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @given(cases(), st.sampled_from(DTYPES))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_error_at_most_twice_that_of_plain_attention(case: Case, dtype: torch.dtype):
     """Outputs and each gradient, over layouts, head counts, odd sizes and any number of query rows.
 

@@ -38,6 +38,19 @@ def answers_are_short(request, monkeypatch):
         monkeypatch.setattr(prompts, "_SLACK", 0)
 
 
+@pytest.fixture(autouse=True)
+def sentences_come_a_few_at_a_time(monkeypatch):
+    """Prompts of some hundred tokens need no more; what is not needed is written and tokenised all the same."""
+    monkeypatch.setattr(prompts, "_BATCH", 16)
+
+
+@pytest.fixture
+def four_tokens(request, monkeypatch, answers_are_short):
+    """Fewer than a needle's value has, where all that is looked at is whether two answers are the same."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(prompts, "_SLACK", -5)
+
+
 @pytest.fixture
 def six_tokens(monkeypatch):
     """No task decodes more: an answer is settled sooner where a model knows it, and never where it does not."""

@@ -19,7 +19,7 @@ WINDOW = "window: attention=window:8+global:4"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch, four_tokens):
     """Runs without drawing the page, over few tokens."""
     monkeypatch.setattr(report, "attempt", lambda out: None)
     monkeypatch.setattr(module, "TOKENS", 24)

@@ -19,7 +19,7 @@ SETTINGS = {"lengths": [200, 400], "depths": 3, "progress": False}
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, four_tokens):
     """Runs without drawing the page."""
     monkeypatch.setattr(report, "attempt", lambda out: None)
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from hf_longctx.measure import needle, runs
 from hf_longctx.training import RECIPES, corpus, extend, extension_run, held_out, load_adapter, progress
 from hf_longctx.training.corpus import open_corpus
 from hf_longctx.training.dataset import held_out_ids
+from hf_longctx.training.guards import Guards
 from page_reader import read
 from tiny_model import make_tiny
 
@@ -211,29 +213,28 @@ RESUMED = {
 }  # fmt: skip
 
 
-KILLED = """
-import os, signal, sys
-from hf_longctx.training import extend
-from hf_longctx.training.guards import Guards
+def killed(folder, given):
+    """A run that dies after the weights of the second stage's third step have changed."""
 
-def die(self, args, state, control, **kwargs):
-    if args.output_dir.endswith("1") and state.global_step == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def die(self, args, state, control, **kwargs):
+        if args.output_dir.endswith("1") and state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-Guards.on_optimizer_step = die
-extend(sys.argv[1], out=sys.argv[2], **eval(sys.argv[3]))
-"""
+    torch.set_num_threads(1)  # threads do not survive a fork
+    Guards.on_optimizer_step = die
+    extend(folder, **given)
 
 
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_a_run_killed_between_two_checkpoints_goes_on_with_the_same_losses(tmp_path, tiny_folder, monkeypatch, capsys):
     """SIGKILL after the weights of step 3 have changed and before they are saved; step 2 has the last checkpoint."""
     given = RESUMED | {"stages": "96:2,128:4", "progress": False}
     whole = extend(str(tiny_folder), out=tmp_path / "whole", **given)
     out = tmp_path / "killed"
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tiny_folder), str(out), repr(given)], capture_output=True, text=True
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    child = multiprocessing.get_context("fork").Process(target=killed, args=(str(tiny_folder), given | {"out": out}))
+    child.start()
+    child.join(90)
+    assert child.exitcode == -signal.SIGKILL
     assert [path.name for path in (out / "stages" / "1").iterdir()] == ["checkpoint-2"]
     read, seconds = corpus.prose.sentences, [0]
 
@@ -331,7 +332,6 @@ def test_a_first_loss_far_above_stops_with_advice(tmp_path, tiny_folder):
 
 
 def test_gradients_are_clipped_and_a_run_where_they_are_not_stops(tmp_path, tiny_folder, monkeypatch):
-    from hf_longctx.training.guards import Guards
     from hf_longctx.training.trainer import ExtendTrainer
 
     recipe = dataclasses.replace(RECIPES["default"], clip=1e-3)

@@ -20,6 +20,7 @@ from hf_longctx.training.memory_model import held, kept_bytes, logits_bytes, mom
 from hf_longctx.training.tiled_loss import tile_loss, tile_rows, untile_loss
 from hf_longctx.training.trained_sizes import Setting, Sizes, sizes
 from hf_longctx.training.tuning import make_trainable, to_float32
+from pairs import pairwise
 
 TUNES = ("lora", "lora-plus", "full")
 #: Tokens enough for the tiled engine, which attention on a CPU runs on from 256 keys.
@@ -86,9 +87,9 @@ def saved_bytes(model, adapted, autocast: bool) -> tuple[int, int]:
     return sum(stores[one] for one in marks[1] - marks[0]), sum(stores.values())
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("tune", TUNES)
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt_neox"])
+@pytest.mark.parametrize(
+    ("family", "tune", "autocast"), pairwise([name for name in FAMILIES if name != "gpt_neox"], TUNES, (False, True))
+)
 def test_a_layer_saves_what_the_formula_says(family, tune, autocast):
     model = build(family)
     config = model.config
