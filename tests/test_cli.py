@@ -209,6 +209,7 @@ def test_a_limit_may_name_a_folder_that_was_saved_patched(tmp_path):
         (("describe", "{model}", "--attention", "windw:8"), "did you mean 'window'"),
         (("describe", "{model}", "--rope", "yarn:0.5"), "0.5"),
         (("describe", "{nowhere}"), "cannot be loaded"),
+        (("describe", "{adapter}"), "is an adapter alone"),
         (("patterns", "window:x"), "whole number"),
         (("patterns", "--size", "0"), "at least 1"),
         (("patterns", "--out", "gallery.svg"), "must end in .png or .html"),
@@ -259,7 +260,9 @@ def test_a_limit_may_name_a_folder_that_was_saved_patched(tmp_path):
 def test_mistakes_end_in_one_sentence(arguments, sentence, tmp_path, run):
     build("llama").config.save_pretrained(tmp_path / "model")
     lc.patch(build("llama"), attention="window:8").config.save_pretrained(tmp_path / "patched")
-    places = {name: tmp_path / name for name in ("model", "patched", "nowhere")}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    places = {name: tmp_path / name for name in ("model", "patched", "adapter", "nowhere")}
     code, out, err = run(*(a.format(**places) for a in arguments))
     assert (code, out) == (2, "")
     assert sentence in err
