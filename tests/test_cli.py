@@ -225,7 +225,9 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
     build("llama").config.save_pretrained(folder / "model")
     lc.patch(build("llama"), attention="window:8").config.save_pretrained(folder / "patched")
-    return {name: folder / name for name in ("model", "patched", "nowhere")}
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    return {name: folder / name for name in ("model", "patched", "adapter", "nowhere")}
 
 
 @pytest.mark.parametrize(
@@ -234,6 +236,7 @@ def places(tmp_path_factory):
         (("describe", "{model}", "--attention", "windw:8"), "did you mean 'window'"),
         (("describe", "{model}", "--rope", "yarn:0.5"), "0.5"),
         (("describe", "{nowhere}"), "cannot be loaded"),
+        (("describe", "{adapter}"), "is an adapter alone"),
         (("patterns", "window:x"), "whole number"),
         (("patterns", "--size", "0"), "at least 1"),
         (("patterns", "--out", "gallery.svg"), "must end in .png or .html"),

@@ -115,9 +115,9 @@ def test_convert_under_a_budget(indifferent, byte_tokenizer, run, tmp_path):
     assert lc.from_pretrained(out).config.longctx["mamba"] == "2,5"
     code, shown, _ = run("convert", str(folder), *options, f"--out={tmp_path / 'json'}", "--json")
     assert json.loads(shown)["choice"]["mamba"] == "2,5"
-    code, shown, err = run("convert", str(folder), *options)  # the ranking alone
+    code, shown, err = run("convert", str(folder), *options, "--rope=yarn:2")  # the ranking alone
     assert code == 0, err
-    for word in ("damage", "mamba=2,5", "2 Mamba-2 layers", "nothing is saved"):
+    for word in ("damage", "mamba=2,5", "2 Mamba-2 layers", "--mamba 2,5 --rope 'yarn:2' --data", "nothing is saved"):
         assert word in shown
     assert {path.name for path in tmp_path.iterdir()} == {"model", "hybrid", "json"}
     code, _, err = run("convert", str(folder), "--mamba=1")

@@ -105,7 +105,9 @@ def convert(
         note = 'no plot: matplotlib is missing; pip install "hf_longctx[report]"'
         typer.echo(f"plot: {out / RANKING}" if drawn else note)
     if choice is not None:
-        typer.echo(f"heal it: hf-longctx distill {model} --mamba {choice.mamba} --data ... --out ...")
+        given = {"attention": attention, "rope": rope, "own-windows": own_windows if attention else None}
+        more = "".join(f" --{name} '{value}'" for name, value in given.items() if value is not None)
+        typer.echo(f"heal it: hf-longctx distill {model} --mamba {choice.mamba}{more} --data ... --out ...")
     if out is None:
         typer.echo("nothing is saved: give --out for the model and a plot of the ranking")
     else:

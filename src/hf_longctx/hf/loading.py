@@ -71,9 +71,19 @@ def has_demo() -> bool:
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """The configuration of a model, without its weights."""
+    """The configuration of a model, without its weights.
+
+    Raises:
+        ValueError: no such model, or the folder of an adapter.
+    """
     from transformers import AutoConfig
 
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{name} is an adapter alone: hf_longctx.from_pretrained({name!r}) loads it with its base and RoPE; merge "
+            "it there, save the whole, and name that folder"
+        )
     return _load(AutoConfig, name)
 
 
