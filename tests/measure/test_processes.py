@@ -59,6 +59,8 @@ def test_each_process_has_its_file_and_knows_the_rows_of_all(tmp_path, at):
         assert mine
         assert list(second.rows.values()) == [make_row(0)]  # nothing is left to ask
     second.add_row(make_row(1))
+    first.wait()
+    assert first.rows.keys() == second.rows.keys()  # what is asked after waiting is not asked twice
     assert [path.name for path in row_files(tmp_path)] == ["rows.1-of-2.jsonl", "rows.2-of-2.jsonl"]
     seen = first.write_summary(lambda: {"rows": len(first.rows)})
     assert seen == {"rows": 2} == json.loads((tmp_path / "summary.json").read_text())

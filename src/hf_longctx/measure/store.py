@@ -133,9 +133,10 @@ class RunStore:
                 lock.release()
 
     def wait(self) -> None:
-        """Go on when all processes that share the run's folder are here too."""
+        """Go on when all processes that share the run's folder are here too; what they found is known from then on."""
         if self.out is not None:
             wait()
+            self.refresh()
 
     def add_variant(self, name: str, facts: Mapping[str, Any]) -> None:
         """Note what a variant is, before its first row.
