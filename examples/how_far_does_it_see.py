@@ -11,7 +11,8 @@ from rich.console import Console
 
 import hf_longctx as lc
 from hf_longctx.measure import run_needle
-from hf_longctx.measure.report import finding, terminal_table
+from hf_longctx.measure.finding import finding
+from hf_longctx.measure.terminal_table import terminal_table
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", nargs="?", default="demo", help="hub id, local folder, or 'demo'")
