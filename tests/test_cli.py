@@ -124,7 +124,7 @@ def test_models(run):
     assert "64K !" in shown
 
 
-@pytest.mark.parametrize("words", [("models",), ("wall", "llama-3.1-8b", "--lengths", "1k,4k,16k,64k,256k,1m,2m")])
+@pytest.mark.parametrize("words", [("models",), ("wall", "llama-3.1-8b", "--attention", "window:1024+global:4")])
 def test_tables_fit_a_narrow_terminal(words, run, monkeypatch, tmp_path):
     """Columns go, but no name and no number is cut or folded."""
     monkeypatch.chdir(tmp_path)
