@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import groupby
 
@@ -78,7 +79,7 @@ def attend(
     _check(query, key, value)
     _check_where(query, key, valid, segments, positions)
     layout = _layout(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
-    return attend_within(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
+    return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
 
 
 def attend_within(
@@ -101,38 +102,37 @@ def attend_within(
             f"layout is for {layout.queries} queries, {layout.keys} keys and a batch of {layout.batch}, but query has "
             f"shape {tuple(query.shape)} and key {tuple(key.shape)}: make one for these"
         )
-    scale = _scale(scale, query.shape[-1])
-    if query.numel() == 0:
-        return query.new_empty((*query.shape[:-1], value.shape[-1]))
-    if not _autocast(query.device.type):
-        return _by_heads(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
-    # Some backends call operators that autocast knows, others do not: none shall see it.
-    with torch.autocast(query.device.type, enabled=False):
-        return _by_heads(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
+    return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
 
 
-def _by_heads(
+def _checked(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     pattern: Pattern,
     layout: Layout,
     *,
-    scale: float,
+    scale: float | None,
     backend: str,
     layer: int,
 ) -> Tensor:
-    """Each run of heads that share a pattern by itself."""
-    if not isinstance(pattern, Heads):
-        return _attend(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, head=0)
-    group = query.shape[1] // key.shape[1]
-    outs, head = [], 0
-    for one, run in groupby(pattern.spread(key.shape[1])):
-        stop = head + len(list(run))
-        q, k, v = query[:, head * group : stop * group], key[:, head:stop], value[:, head:stop]
-        outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
-        head = stop
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+    """Each run of heads that share a pattern by itself, of tensors that fit together and the layout."""
+    scale = _scale(scale, query.shape[-1])
+    if query.numel() == 0:
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+    # Some backends call operators that autocast knows, others do not: none shall see it.
+    kind = query.device.type
+    with torch.autocast(kind, enabled=False) if _autocast(kind) else nullcontext():
+        if not isinstance(pattern, Heads):
+            return _attend(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, head=0)
+        group = query.shape[1] // key.shape[1]
+        outs, head = [], 0
+        for one, run in groupby(pattern.spread(key.shape[1])):
+            stop = head + len(list(run))
+            q, k, v = query[:, head * group : stop * group], key[:, head:stop], value[:, head:stop]
+            outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
+            head = stop
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
 def _attend(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hf_longctx.attention.recent import Remembers
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import shapes_of
 
@@ -18,7 +19,7 @@ _FEW = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(Remembers):
     """The tokens of one call. Queries are the last `queries` of the stored tokens.
 
     Attributes:
@@ -88,12 +89,6 @@ class Layout:
         if documents is not None:
             before = before - torch.where(new, before, 0).cummax(1).values
         return cls(queries, keys, torch.where(real, before, -1), documents)
-
-    def remember(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
-        """What was made for `key` before, or is made now: it lives as long as the layout, which all layers share."""
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
 
     def shared(
         self, what: Hashable, pattern: Pattern, make: Callable[[], _Value], *, layer: int, heads: range

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, is_inference_mode_enabled
 from torch.utils.weak import TensorWeakRef
@@ -49,6 +49,18 @@ class Recent(Generic[_Value]):
     def clear(self) -> None:
         """Forget all."""
         self._kept.clear()
+
+
+class Remembers:
+    """Something that what follows from it is kept with, in `_known`, for as long as it lives."""
+
+    _known: dict[Hashable, Any]
+
+    def remember(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        """What was made for `key` before, or is made now."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
 
 
 class Same:

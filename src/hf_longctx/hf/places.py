@@ -6,24 +6,23 @@ not longer, and not by what it holds, so that nothing is ever stale, and that in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_longctx.attention.layout import Layout
+from hf_longctx.attention.recent import Remembers
 from hf_longctx.hf.documents import documents
-
-_Value = TypeVar("_Value")
 
 #: The mask of a running forward -> its version, and its places. It holds neither the mask nor a view of it.
 _KNOWN = WeakTensorKeyDictionary()
 
 
-class Places:
+class Places(Remembers):
     """Where the tokens of a forward are.
 
     Args:
@@ -55,12 +54,6 @@ class Places:
         """Positions on the CPU, (1, seen), where every row is tokens 0 to seen - 1, the common case; else None."""
         here = torch.arange(self.table.shape[1], device=self.table.device)
         return here[None].cpu() if bool((self.table == here).all()) else None
-
-    def remember(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
-        """What was made for `key` before in this forward, or is made now."""
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
 
     def at(self, slots: Tensor) -> Tensor:
         """The positions of the tokens `slots` (stored,) on the CPU: (B or 1, stored), one tensor for equal slots."""

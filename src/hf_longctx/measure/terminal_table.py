@@ -76,6 +76,8 @@ def terminal_table(summary: Mapping[str, Any], lengths: Sequence[int] | None = N
         example = example or next(filter(None, (re.search(r"\+(\d+) at (\w+)", text) for text in judged)), None)
         claimed = entry.get("claimed")
         table.add_row(Text(name), length_label(claimed) if claimed else "?", *cells, *judged)
+    if not verdict:
+        return table
     notes = [f"{name}: {entry['control']['note']}" for name, entry in entries.items() if _doubted(entry)]
     for name, entry in entries.items():
         notes += [f"{name}: {number} invalid, not counted: {why}" for why, number in entry["reasons"].items()]
@@ -84,8 +86,6 @@ def terminal_table(summary: Mapping[str, Any], lengths: Sequence[int] | None = N
         notes.insert(
             0, f"{example.group()} reads: undecided; {more} more straight hits at {at} would prove that length"
         )
-    if not verdict:
-        return table
     table.caption = Text("\n".join(notes)) if notes else None
     return table
 
