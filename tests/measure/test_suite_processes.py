@@ -60,25 +60,24 @@ def scores(out):
     return {name: parts[name]["variants"]["yarn2"]["cells"] for name in ("recall", "tasks")}
 
 
-def _process(index, barrier, others_turn, dies, words):
+def _process(index, barrier, first_rows, dies, words):
     """One of two processes, as a launcher starts them: the second may die of SIGKILL in the middle of a row."""
     torch.set_num_threads(1)  # threads do not survive a fork
     processes._state = SimpleNamespace(process_index=index, num_processes=2, wait_for_everyone=barrier.wait)
     add_row, written = RunStore.add_row, []
+    # What a killed run has left of `recall` may be one cell, which only one of them can take.
+    shared = "recall" if dies else "tasks"
 
     def add(store, row):
-        if index == 0:
-            assert others_turn.wait(60)  # both get work, however the machine is loaded
+        if store.out.name == shared:
+            if not written:
+                first_rows.wait(60)  # both get work, however the machine is loaded
+            written.append(row)
         add_row(store, row)
-        written.append(row)
-        if index == 1:
-            if dies and len(written) == 3:
-                with (store.out / store._rows_name).open("ab") as file:
-                    file.write(json.dumps(row)[:50].encode())
-            if len(written) == 3 or not dies:
-                others_turn.set()
-            if dies and len(written) == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if dies and index == 1 and len(written) == 3:
+            with (store.out / store._rows_name).open("ab") as file:
+                file.write(json.dumps(row)[:50].encode())
+            os.kill(os.getpid(), signal.SIGKILL)
 
     RunStore.add_row = add
     sys.argv = ["hf-longctx", *words]
@@ -88,8 +87,8 @@ def _process(index, barrier, others_turn, dies, words):
 def run_two(words, *, dies=False):
     """Exit codes of both."""
     context = multiprocessing.get_context("fork")
-    barrier, others_turn = context.Barrier(2), context.Event()
-    pair = [context.Process(target=_process, args=(i, barrier, others_turn, dies, words)) for i in range(2)]
+    barrier, first_rows = context.Barrier(2), context.Barrier(2)
+    pair = [context.Process(target=_process, args=(i, barrier, first_rows, dies, words)) for i in range(2)]
     for one in pair:
         one.start()
     pair[1].join(90)
