@@ -101,9 +101,22 @@ def test_aligning_compares_with_the_attention_on_its_own_input():
     errors = []
     for index, given in seen.items():
         wanted, own = teachers(one.whole)[index](**given)[0], mixers(one.whole)[index](**given)[0]
-        errors.append((wanted - own).square().sum() / wanted.square().sum())
+        errors.append((wanted - own).square().sum((1, 2)) / wanted.square().sum((1, 2)))
     assert sorted(seen) == [0, 2]
     torch.testing.assert_close(one(ids)["loss"], torch.stack(errors).mean(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["align", "match", "text"])
+def test_the_loss_of_a_batch_is_that_of_its_parts(objective):
+    """However it is split among micro-batches and processes, and however long its rows are."""
+    one, ids = made(objective=objective), tokens(3, 20)
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    targets = 19 + 11 + 19
+    with torch.no_grad():
+        whole = one(ids, attention_mask=mask)["loss"]
+        parts = [one(ids[r], attention_mask=mask[r], num_items_in_batch=targets)["loss"] for r in ([0, 1], [2])]
+    torch.testing.assert_close(sum(parts), whole)
 
 
 def test_scales_are_calibrated_and_learn_in_shares_of_themselves():

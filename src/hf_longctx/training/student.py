@@ -74,19 +74,22 @@ class Student(nn.Module):
     # -- one objective each: a mean over the tokens of this call
 
     def _align(self, inputs: dict[str, Any], targets: Tensor) -> Tensor:
-        """Squared error of each mixer's output over the squares of the attention's, a mean over layers.
+        """Squared error of each mixer's output over the squares of the attention's, a mean over layers and rows.
 
-        All layers in one forward of the teacher: each mixer reads what its attention read.
+        All layers in one forward of the teacher: each mixer reads what its attention read. A row is relative to itself
+        and counts by its targets, so that the loss of a batch does not depend on how the batch is split.
         """
         mask, grads = inputs["attention_mask"], torch.is_grad_enabled()
+        weight = targets.ne(IGNORED).sum(-1).float()
+        weight = weight / weight.sum().clamp_min(1)
         losses: list[Tensor] = []
 
         def visit(mixer: Any, hidden: Tensor, given: dict[str, Any], wanted: Tensor) -> None:
             def error(hidden: Tensor) -> Tensor:
                 made, _ = mixer(hidden, **given)
                 keep = torch.ones_like(hidden[..., :1]) if mask is None else mask[..., None].to(hidden.dtype)
-                off, whole = ((t.float() * keep).square().sum() for t in (made - wanted, wanted))
-                return off / whole.clamp_min(_NOTHING)
+                off, whole = ((t.float() * keep).square().sum((1, 2)) for t in (made - wanted, wanted))
+                return (off / whole.clamp_min(_NOTHING)).mul(weight).sum()
 
             with torch.enable_grad() if grads else torch.no_grad():
                 # The mixer is run again in the backward pass, since those of all layers would be alive at once.
