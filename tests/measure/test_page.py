@@ -101,6 +101,12 @@ def test_a_broken_suite_is_refused_by_name(tmp_path, suite):
         runs.read(folder)
 
 
+def test_a_run_of_distill_says_where_its_pages_are(tmp_path):
+    (tmp_path / "distill.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"README.md and curves.png.*needle-before"):
+        runs.read(tmp_path)
+
+
 def test_rows_of_several_processes_are_read_as_one_run(tmp_path):
     rows = list(make_rows(["stock"]))
     folder = save(tmp_path / "run", rows[:10], make_summary(rows, ["stock"]))

@@ -122,7 +122,12 @@ def test_convert_under_a_budget(indifferent, byte_tokenizer, run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "hybrid", "json"}
     code, _, err = run("convert", str(folder), "--mamba=1")
     assert (code, "--out is missing" in err) == (2, True)
-    for arguments, words in (((), "neither --mamba nor"), (("--mamba=1", "--data=prose"), "give --budget-kv too")):
+    for arguments, words in (
+        ((), "neither --mamba nor"),
+        (("--mamba=1", "--data=prose"), "give --budget-kv too"),
+        (("--mamba=1", "--tokens=1k"), "give --budget-kv too"),
+        ((*options, "--tokens=4"), "states take room too"),
+    ):
         code, _, err = run("convert", str(folder), *arguments, f"--out={tmp_path / 'x'}")
         assert code == 2
         assert words in err

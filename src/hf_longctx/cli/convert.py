@@ -41,6 +41,10 @@ def convert(
         float | None,
         typer.Option("--budget-kv", help="Share of the cache to keep, such as 0.5: layers are chosen by damage."),
     ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option("--tokens", help="Length at which --budget-kv counts the cache. [default: the claimed window]"),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Text to choose on: kjv, prose, a folder, a file, a data set: NAME, NAME:CONFIG."),
@@ -72,6 +76,8 @@ def convert(
         raise ValueError("neither --mamba nor --budget-kv is given: name layers, such as --mamba 1::4, or a budget")
     if budget_kv is None and data is not None:
         raise ValueError(f"--data {data} is text to choose layers on: give --budget-kv too, or leave it out")
+    if budget_kv is None and tokens is not None:
+        raise ValueError(f"--tokens {tokens} is where a budget is counted: give --budget-kv too, or leave it out")
     if out is None and budget_kv is None:
         raise ValueError("--out is missing: name a folder for the new model, new or empty")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -86,7 +92,8 @@ def convert(
 
         choice = choose_layers(
             loaded, tokenizer, budget_kv=budget_kv, mamba=mamba or "*", data=data or default_haystack(), rows=rows,
-            length=one_length("--length", length), text_field=text_field, split=split, seed=seed,
+            length=one_length("--length", length), tokens=None if tokens is None else one_length("--tokens", tokens),
+            text_field=text_field, split=split, seed=seed,
         )  # fmt: skip
     plan = mamba if choice is None else choice.mamba
     lc.patch(loaded, mamba=plan, attention=attention, rope=rope, own_windows=own_windows)

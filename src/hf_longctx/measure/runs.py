@@ -121,6 +121,11 @@ def read(folder: Path) -> Run:
         found = [path.name for name in ("rows", "cost") for path in row_files(folder, name)]
         if found:
             raise ValueError(f"run={str(folder)!r}: {found[0]} has no row yet; let the run answer its first question")
+        if (folder / "distill.json").is_file():
+            raise ValueError(
+                f"run={str(folder)!r}: README.md and curves.png tell of a run of `hf-longctx distill`; give "
+                f"{str(folder / 'needle-before')!r} or needle-after for the pages of its needle tests"
+            )
         raise ValueError(f"run={str(folder)!r}: the folder has no rows.jsonl and no cost.jsonl; {hint}")
     facts = {key: parts[0].summary.get(key) for key in ("versions", "hardware", "started")}
     commands = dict.fromkeys(str(part.summary["command"]) for part in parts if part.summary.get("command"))

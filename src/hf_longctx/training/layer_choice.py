@@ -250,7 +250,7 @@ def _greedy(
         raise ValueError(
             f"budget_kv is {budget}, but these layers cannot bring the cache below {kept / stock:.2f} of the stock "
             "model's: one attention layer must stay, and states take room too; ask for more, name more layers in "
-            "mamba, or count at a longer length (tokens)"
+            "mamba, or count the cache at a longer length in tokens"
         )
     return tuple(sorted(chosen)), kept / stock
 
