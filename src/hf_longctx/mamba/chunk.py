@@ -1,6 +1,7 @@
 """One chunk of the scan: masked linear attention within, the carried state at its edges, and the gradients of both.
 
-Dao and Gu 2024, arXiv 2405.21060, section 6. Shapes: b batch, q tokens of a chunk, g groups that share B, r heads of a
+Dao and Gu 2024, arXiv 2405.21060, section 6. Shapes: b batch (forward, chunks of one batch element that are read
+together stand there too), q tokens of a chunk, g groups that share B, r heads of a
 group, k readers of a group (each has a C of its own), p head size, n state size. Of r and k one is 1, save where both
 are. B and C are never expanded: the r heads, or the k readers, of a group are rows of one matrix product. Every
 exponent is a difference of sums of dt * A, taken in float64 and at most 0 before it is exponentiated.
@@ -107,18 +108,23 @@ class Chunk:
     documents: Tensor | None
 
     @classmethod
-    def read(cls, of: Inputs, start: int, stop: int) -> Chunk:
-        """Tokens [start, stop)."""
+    def read(cls, of: Inputs, start: int, stop: int, together: int = 1) -> Chunk:
+        """Tokens [start, stop), cut into so many chunks of one size."""
+
+        def cut(tokens: Tensor) -> Tensor:
+            return in_chunks(tokens[:, start:stop], together)
+
         dtype = working(of.x.dtype)
-        x, dt = of.x[:, start:stop].to(dtype), of.dt[:, start:stop]
+        x, dt = cut(of.x).to(dtype), cut(of.dt)
         log = (dt * of.A).permute(0, 2, 3, 1).cumsum(-1)
         enter, leave = log.exp(), (log[..., -1:] - log).exp_()
         whole = enter[..., -1:, None]
         documents = None
         if of.documents is not None:
             # The state belongs to the document of the token before; an initial state to that of the first token.
-            documents = of.documents[:, start:stop]
-            carried = of.documents[:, max(start - 1, 0), None]
+            documents = cut(of.documents)
+            before = range(start - 1, stop - 1, (stop - start) // together)
+            carried = of.documents[:, [max(token, 0) for token in before]].flatten()[:, None]
             last = documents[:, -1:]
             enter = enter * (documents == carried)[:, None, None]
             leave = leave * (documents == last)[:, None, None]
@@ -128,8 +134,8 @@ class Chunk:
             x=x,
             dt=dt,
             u=(x * dt[..., None]).contiguous(),
-            B=of.B[:, start:stop].to(dtype).transpose(1, 2),
-            C=of.C[:, start:stop].to(dtype).permute(0, 2, 3, 1, 4).flatten(2, 3),
+            B=cut(of.B).to(dtype).transpose(1, 2),
+            C=cut(of.C).to(dtype).permute(0, 2, 3, 1, 4).flatten(2, 3),
             log=log,
             enter=enter.to(dtype).permute(0, 3, 1, 2)[..., None],
             leave=leave.to(dtype).permute(0, 3, 1, 2)[..., None],
@@ -169,15 +175,35 @@ class Chunk:
         state.mul_(self.whole)
         _add_outer(state, (self.u * self.leave)[..., None, :], self.B)
 
+    def write_each(self, state: Tensor) -> Tensor:
+        """Carry the state (1, g, r, p, n) over all chunks, in place; gives what each was given, (b, g, r, p, n)."""
+        added = torch.bmm(*_outer((self.u * self.leave)[..., None, :], self.B)).view(-1, *state.shape[1:])
+        given, last = torch.empty_like(added), state[0]
+        for one, before, whole in zip(added, given, self.whole):
+            before.copy_(last)
+            torch.addcmul(one, before, whole, out=last)
+        return given
+
 
 def forward(of: Inputs, one: Chunk, state: Tensor, y: Tensor) -> None:
-    """Fill `y` (b, q, g, r, k, p) with one chunk's output; `state` (b, g, r, p, n) is carried to the chunk's end."""
+    """Fill `y` (b, q, g, r, k, p) with the output; `state` (b, g, r, p, n) is carried to the end.
+
+    Where `one` holds several chunks of one batch element, the state is (1, g, r, p, n).
+    """
+    several = len(y) > len(state)
+    given = one.write_each(state) if several else state
     within = _pairs(one.weights(one.decay(), one.scores())) @ _heads(one.u)
     within = within.unflatten(3, (-1, one.B.shape[2])).permute(0, 4, 1, 2, 3, 5)
-    torch.addcmul(within, one.read_state(state), one.enter[..., None], out=y)
+    torch.addcmul(within, one.read_state(given), one.enter[..., None], out=y)
     if of.D is not None:
         y.addcmul_(one.x[..., None, :], of.D)
-    one.write(state)
+    if not several:
+        one.write(state)
+
+
+def in_chunks(tokens: Tensor, together: int) -> Tensor:
+    """(b, l, ...) as (b * together, l / together, ...): a view where b or together is 1."""
+    return tokens if together == 1 else tokens.unflatten(1, (together, -1)).flatten(0, 1)
 
 
 def backward(one: Chunk, of: Inputs, into: Gradients, dy: Tensor, state: Tensor, d_state: Tensor) -> None:
@@ -236,8 +262,13 @@ def backward(one: Chunk, of: Inputs, into: Gradients, dy: Tensor, state: Tensor,
 
 def _add_outer(state: Tensor, rows: Tensor, columns: Tensor) -> None:
     """Add the sum over tokens and readers of rows (b, q, g, r, k, p) times columns (b, g, k q, n), in place."""
+    state.flatten(0, 1).flatten(1, 2).baddbmm_(*_outer(rows, columns))
+
+
+def _outer(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """What to multiply for that sum: (b g, r p, k q) and (b g, k q, n)."""
     left = rows.permute(0, 2, 3, 5, 4, 1).flatten(4, 5).flatten(2, 3).flatten(0, 1)
-    state.flatten(0, 1).flatten(1, 2).baddbmm_(left, columns.flatten(0, 1))
+    return left, columns.flatten(0, 1)
 
 
 def _pairs(weights: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""The scan in plain torch: one chunk of tokens after another, forward and backward.
+"""The scan in plain torch: one chunk of tokens after another, or a few at once, forward and backward.
 
 Within a chunk the scan is masked linear attention (`chunk.py`), between chunks it is a recurrence over the state. Only
-one chunk's intermediates exist at a time, so extra memory does not grow with the length. Backward keeps the state once
-in sqrt(chunks) chunks and recomputes the rest.
+a few chunks' intermediates exist at a time, so extra memory does not grow with the length. Backward keeps the state
+once in sqrt(chunks) chunks and recomputes the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from hf_longctx.mamba.chunk import Chunk, Gradients, Inputs, working
 
 #: Elements of one chunk's decay tables that batch elements may fill together; beyond, they take turns.
 _TABLE = 1 << 17
+#: Elements of such tables that chunks of one batch element may fill together, on one thread and on more: fewer and
+#: larger calls, as long as all of it stays near the core; two threads need more to share.
+_TOGETHER = 1 << 17, 1 << 18
 
 
 def scan(
@@ -67,12 +70,35 @@ def _every(length: int, chunk: int) -> int:
 def _forward(of: Inputs, state: Tensor, out: Tensor, chunk: int, kept: Tensor | None) -> None:
     """Fill `out` (b, l, g, r, k, p), carry `state` (b, g, r, p, n) to the end, copy it into `kept` on the way."""
     length = of.x.shape[1]
-    every = _every(length, chunk)
-    for index, start in enumerate(range(0, length, chunk)):
-        if kept is not None and index % every == 0:
-            kept[index // every].copy_(state)
-        stop = min(start + chunk, length)
-        one_chunk.forward(of, Chunk.read(of, start, stop), state, out[:, start:stop])
+    span = max(1, length) if kept is None else _every(length, chunk) * chunk
+    for index, begin in enumerate(range(0, length, span)):
+        if kept is not None:
+            kept[index].copy_(state)
+        for start, stop, together in _blocks(begin, min(begin + span, length), chunk, _together(of, chunk)):
+            y = one_chunk.in_chunks(out[:, start:stop], together)
+            one_chunk.forward(of, Chunk.read(of, start, stop, together), state, y)
+
+
+def _together(of: Inputs, chunk: int) -> int:
+    """How many chunks to read at once: several only of a single batch element, whose output is then one view."""
+    batch, _, groups, heads, _ = of.x.shape
+    if batch > 1:
+        return 1
+    return max(1, _TOGETHER[torch.get_num_threads() > 1] // (groups * heads * of.C.shape[3] * chunk * chunk))
+
+
+def _blocks(begin: int, end: int, chunk: int, together: int) -> Iterator[tuple[int, int, int]]:
+    """Where to cut [begin, end): first and last token and number of chunks, all of one size, of each block.
+
+    >>> list(_blocks(0, 100, 16, 4))
+    [(0, 64, 4), (64, 96, 2), (96, 100, 1)]
+    """
+    whole = begin + (end - begin) // chunk * chunk
+    for start in range(begin, whole, chunk * together):
+        stop = min(start + chunk * together, whole)
+        yield start, stop, (stop - start) // chunk
+    if whole < end:
+        yield whole, end, 1
 
 
 def _backward(of: Inputs, into: Gradients, dy: Tensor, d_state: Tensor, chunk: int, kept: Tensor) -> None:
