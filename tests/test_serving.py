@@ -298,3 +298,31 @@ def test_contrastive_search_says_what_it_needs_as_on_a_stock_model():
     for model in (build("llama"), lc.patch(build("llama"), attention=STREAMING)):
         with pytest.raises(ValueError, match="trust_remote_code"):
             model.generate(tokens(1, 8), penalty_alpha=0.6, top_k=4, **GREEDY)
+
+
+class Counting(DynamicCache):
+    """A cache of the user's own class, which keeps its own kinds of layers."""
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "qwen3"])
+def test_padding_between_tokens_under_a_window_of_the_models_own(family):
+    """A row ended its turn early. A cache that drops keys by slot has lost some that the window still shows."""
+    ids, mask = tokens(2, 60), torch.ones(2, 60, dtype=torch.long)
+    mask[1, 20:28] = 0
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    model = lc.patch(build(family), attention="full")
+
+    def read(cache):
+        outs, stop = [], 30
+        for start in (0, *range(30, 60)):
+            cut = {"attention_mask": mask[:, :stop], "position_ids": places[:, start:stop], "past_key_values": cache}
+            outs.append(model(ids[:, start:stop], **cut).logits)
+            stop += 1
+        return torch.cat(outs, 1)
+
+    with torch.no_grad():
+        wanted = model(ids, attention_mask=mask, position_ids=places, use_cache=False).logits
+        for cache in (DynamicCache(config=model.config), Counting(config=model.config)):
+            torch.testing.assert_close(read(cache)[mask.bool()], wanted[mask.bool()], atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match=r"window of its own of \d+ tokens.*use the dynamic cache"):
+            read(StaticCache(config=model.config, max_cache_len=70))

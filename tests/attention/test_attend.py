@@ -9,7 +9,7 @@ import torch
 
 from hf_longctx.attention import BACKENDS, attend, backends, check_backend, choose, dense, flash, flex
 from hf_longctx.attention.layout import Layout
-from hf_longctx.patterns import Dilated, Full, Global, Heads, Random, SlidingWindow, parse
+from hf_longctx.patterns import Dilated, Full, Global, Heads, Pattern, Random, SlidingWindow, parse
 
 # The package gives its function the module's name.
 attend_module = importlib.import_module("hf_longctx.attention.attend")
@@ -26,6 +26,10 @@ Q, K = torch.randn(2, 4, 10, 8), torch.randn(2, 2, 12, 8)
             ["flex", "backward on the CPU", "auto"],
             {"backend": "flex", "query": Q.clone().requires_grad_()},
         ),
+        (ValueError, ["layer", "1.5"], {"layer": 1.5}),
+        (ValueError, ["layer", "-1"], {"layer": -1}),
+        (ValueError, ["head size", "at least 1"], {"query": Q[..., :0], "key": K[..., :0]}),
+        (TypeError, ["query", "float8", "bfloat16"], {"query": Q.to(torch.float8_e4m3fn)}),
         (ValueError, ["flash", "CUDA", "auto"], {"backend": "flash"}),
         (ValueError, ["flash", "CUDA", "'tiled'"], {"backend": "flash", "pattern": Heads([Full(), Full()])}),
         (ValueError, ["head size", "8 and 6"], {"backend": "tiled", "value": torch.randn(2, 2, 12, 6)}),
@@ -227,6 +231,49 @@ def test_the_dtype_is_the_same_on_every_backend_and_length(backend, rows, keys, 
         with torch.autocast("cpu", torch.bfloat16):
             attend(q, k, v, SlidingWindow(9), backend=backend).float().sum().backward()
         assert q.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("text", ["full", "window:16", "block:64", "strided:8,8"])
+@pytest.mark.parametrize("scale", [-0.25, 0.0])
+def test_a_scale_below_zero_and_zero(text, scale):
+    """Torch's causal kernel gives NaN for these; forward and backward are as by the definition."""
+    q, k, v = (torch.randn(1, 2, 300, 16, requires_grad=True) for _ in range(3))
+    exact = attend(q, k, v, text, scale=scale, backend="reference")
+    wanted = torch.autograd.grad(exact.square().sum(), (q, k, v))
+    for backend in ("auto", "tiled", "dense"):
+        out = attend(q, k, v, text, scale=scale, backend=backend)
+        torch.testing.assert_close(out, exact, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), (q, k, v)), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_rule_that_reads_its_head_is_asked_for_each():
+    class Wider(Pattern, name=None):
+        def allows(self, q, k, *, layer=0, head=0):
+            return q - k < 3 + 5 * head
+
+    assert Wider.by_head
+    q, k, v = torch.randn(1, 4, 60, 8), torch.randn(1, 2, 60, 8), torch.randn(1, 2, 60, 8)
+    wanted = attend(q, k, v, Heads([SlidingWindow(3), SlidingWindow(8)]), backend="reference")
+    for backend in ("auto", "tiled", "dense", "reference"):
+        torch.testing.assert_close(attend(q, k, v, Wider(), backend=backend), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "words"),
+    [
+        (lambda self, q, k: q - k < 4, TypeError, "takes integer tensors q and k that broadcast, layer and head"),
+        (lambda self, q, k, layer, head: (q - k < 4).long(), TypeError, "gives torch.int64"),
+        (lambda self, q, k, layer, head: (q - k < 4).numpy(), TypeError, "gives ndarray"),
+        (lambda self, q, k, layer, head: None, TypeError, "gives NoneType"),
+        (lambda self, q, k, layer, head: (q - k < 4)[:3, :3], ValueError, r"gives shape \(3, 3\)"),
+        (lambda self, q, k, layer, head: k < int(q), TypeError, r"fails for q of shape \(4, 1\)"),
+        (Pattern.allows, TypeError, "must define"),
+    ],
+)
+def test_a_rule_that_cannot_be_asked_is_refused_at_once(rule, kind, words):
+    wrong = type("Wrong", (Pattern,), {"allows": rule}, name=None)()
+    with pytest.raises(kind, match=words):
+        attend(Q, K, K, SlidingWindow(4) | wrong)
 
 
 def test_values_of_another_head_size():

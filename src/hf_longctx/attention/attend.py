@@ -78,6 +78,8 @@ def attend(
     query, key, value = _lowered(query, key, value)
     _check(query, key, value)
     _check_where(query, key, valid, segments, positions)
+    if not isinstance(layer, int) or layer < 0:
+        raise ValueError(f"layer is {layer!r}: it must be the index of a layer, from 0 on")
     layout = _layout(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
     return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
 
@@ -118,6 +120,8 @@ def _checked(
 ) -> Tensor:
     """Each run of heads that share a pattern by itself, of tensors that fit together and the layout."""
     scale = _scale(scale, query.shape[-1])
+    if scale <= 0:  # torch's kernel has NaN for a whole block of rows then; the sign goes into the query, exactly
+        query, scale = (-query, -scale) if scale else (query * 0, 1.0)
     if query.numel() == 0:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
     # Some backends call operators that autocast knows, others do not: none shall see it.
@@ -222,7 +226,11 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
                 f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}: "
                 "convert them to the same"
             )
+        if x.dtype.itemsize == 1:
+            raise TypeError(f"{name} has dtype {x.dtype}, in which torch cannot compute: convert it, as to bfloat16")
     (batch, heads, rows, size), (kv_batch, kv_heads, keys, kv_size) = query.shape, key.shape
+    if size == 0:
+        raise ValueError(f"query has shape {tuple(query.shape)}: its head size must be at least 1")
     if value.shape[:3] != key.shape[:3]:
         raise ValueError(f"value has shape {tuple(value.shape)}: all but the last must equal key's {tuple(key.shape)}")
     if kv_batch != batch or kv_size != size:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from hf_longctx.patterns import Pattern, parse
+from hf_longctx.patterns.combine import leaves
+from hf_longctx.patterns.rule import check_rule
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def one_pattern(pattern: Pattern | str) -> Pattern:
     """The pattern of one layer, from an object or its text form.
 
     Raises:
-        TypeError: it is no pattern, or one that differs by layer.
+        TypeError: it is no pattern, one that differs by layer, or one whose rule fails.
+        ValueError: its rule gives what is of another shape.
     """
     if isinstance(pattern, str):
         parsed = parse(pattern)
@@ -48,6 +51,8 @@ def one_pattern(pattern: Pattern | str) -> Pattern:
         raise TypeError(f"pattern is {pattern!r}, which differs by layer: give the pattern of one layer")
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern is {pattern!r}: it must be a pattern such as SlidingWindow(1024), or its text form")
+    for one in leaves(pattern):
+        check_rule(one)
     return pattern
 
 

@@ -162,6 +162,14 @@ def longctx_attention(
             f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load "
             "the checkpoint with hf_longctx.from_pretrained, which sees to the cache"
         )
+    if dropping is None and sliding_window and not layer.replaced:
+        queries = query.shape[2]
+        if places.remember(("lacks", queries, sliding_window), lambda: places.lacks(queries, sliding_window)):
+            raise ValueError(
+                f"layer {index} has a window of its own of {sliding_window} tokens, but the cache has dropped some of "
+                "them: a row has padding between its tokens, and this cache counts slots; use the dynamic cache (the "
+                "default)"
+            )
     out = attend_within(
         query,
         key[:, :, :live],

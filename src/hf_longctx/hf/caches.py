@@ -80,7 +80,8 @@ def fit(cache: Any, decoder: Any) -> None:
             if getattr(layer, "record_past", False) and isinstance(new, EvictingLayer):
                 new.activate_past_recording()
             cache.layers[index] = new
-        elif plan.replaced and isinstance(layer, DynamicSlidingWindowLayer):
+        elif isinstance(layer, DynamicSlidingWindowLayer):
+            # It drops keys by slot, where a window counts the real tokens of a row.
             cache.layers[index] = DynamicLayer()
 
 

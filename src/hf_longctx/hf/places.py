@@ -105,6 +105,17 @@ class Places(Remembers):
         table = self.table if self.host is None else self.host
         return int(table.max()) + 1 > table.shape[1] and not bool((table < 0).any())
 
+    def lacks(self, queries: int, window: int) -> bool:
+        """Whether a query cannot see all real tokens of a window before it, since a cache has dropped some by slot."""
+        if self.host is not None:
+            return False
+        beyond = torch.iinfo(torch.int64).max
+        first, lowest = (
+            positions.masked_fill(positions < 0, beyond).amin(-1)
+            for positions in (self.table, self.table[:, -queries:])
+        )
+        return bool(((lowest < beyond) & (first > (lowest - window + 1).clamp_min(0))).any())
+
 
 def made_for(mask: Tensor, host: Tensor) -> Tensor:
     """Say of a mask just made that its rows are `host` (1, seen), so that nobody has to look."""

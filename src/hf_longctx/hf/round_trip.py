@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.patterns import Heads, Layers, Pattern, Union, Windowed, parse
+from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.patterns.combine import leaves
+from hf_longctx.patterns.rule import check_rule
 from hf_longctx.rope import Scaling
 from hf_longctx.rope import parse as parse_rope
 
@@ -24,7 +26,9 @@ def check_pattern(given: Pattern | Layers) -> None:
 
     Raises:
         ValueError: a class without a name, or one that holds more than its text form says.
+        TypeError: a rule that fails, or does not say what is seen.
 
+    >>> from hf_longctx.patterns import Heads, Union
     >>> check_pattern(Heads([Union.of(parse("block:8"), parse("global:2")).within(4), parse("full")]))
     """
     for pattern in _single(given):
@@ -45,6 +49,7 @@ def check_pattern(given: Pattern | Layers) -> None:
                 f"attention pattern {name} would not come back from the model's config, which stores it as "
                 f"{str(pattern)!r}: {wrong}; {advice}"
             )
+        check_rule(pattern)
     wrong = _lost(given, parse)
     if wrong:
         raise ValueError(
@@ -115,19 +120,8 @@ def _state(x: Any) -> dict[str, Any]:
 
 def _single(given: Pattern | Layers) -> Iterator[Pattern]:
     """The patterns that a pattern or a plan is made of, down to those made of none."""
-    if type(given) is Layers:
-        inner: tuple[Pattern, ...] = tuple(pattern for _, pattern in given.plan)
-    elif type(given) is Union:
-        inner = given.members
-    elif type(given) is Heads:
-        inner = given.entries
-    elif type(given) is Windowed:
-        inner = (given.inner,)
-    else:
-        yield given  # type: ignore[misc]
-        return
-    for pattern in inner:
-        yield from _single(pattern)
+    for pattern in [one for _, one in given.plan] if type(given) is Layers else [given]:
+        yield from leaves(pattern)  # type: ignore[arg-type]
 
 
 def _lost(given: Any, read: Callable[[str], Any]) -> str | None:

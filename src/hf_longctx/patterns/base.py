@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.patterns.rows import Rows
+from hf_longctx.patterns.rule import reads_head
 
 if TYPE_CHECKING:
     from hf_longctx.patterns.geometry import Shape
@@ -60,12 +61,14 @@ class Pattern:
     source: ClassVar[str] = ""
     used_by: ClassVar[str] = ""
     typical: ClassVar[str] = ""
-    #: True where `allows` depends on the (key-value) head.
+    #: True where `allows` depends on the (key-value) head; if left out, where its code reads `head`.
     by_head: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, name: str | None = "", **kwargs: Any) -> None:
         """Register the class under `name` (its own name in snake case if left out; not at all if None)."""
         super().__init_subclass__(**kwargs)
+        if "allows" in vars(cls) and "by_head" not in vars(cls):
+            cls.by_head = reads_head(cls.allows)
         cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower() if name == "" else name
         if cls.name is None:
             return
@@ -87,7 +90,8 @@ class Pattern:
             q: logical positions of queries, any integer dtype.
             k: logical positions of keys.
             layer: index of the layer.
-            head: index of the key-value head (all query heads of a group share its pattern).
+            head: index of the key-value head (all query heads of a group share its pattern). A rule whose code reads
+                it is asked for each head, any other once for all (`by_head`).
         """
         raise TypeError(f"{type(self).__name__} must define `allows(self, q, k, *, layer=0, head=0)`")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -232,3 +232,24 @@ def _lowest(patterns: tuple[Pattern, ...], q: Tensor) -> Tensor | None:
     lows = [p.earliest(q) for p in patterns]
     known = [low for low in lows if low is not None]
     return reduce(torch.minimum, known) if len(known) == len(lows) else None
+
+
+def leaves(pattern: Pattern) -> Iterator[Pattern]:
+    """The patterns that a pattern is made of, down to those made of none.
+
+    >>> from hf_longctx.patterns import parse
+    >>> [str(one) for one in leaves(parse("heads(block:8+global:2|full)"))]
+    ['block:8,0', 'global:2', 'full']
+    """
+    inner: tuple[Pattern, ...]
+    if type(pattern) is Union:
+        inner = pattern.members
+    elif type(pattern) is Heads:
+        inner = pattern.entries
+    elif type(pattern) is Windowed:
+        inner = (pattern.inner,)
+    else:
+        yield pattern
+        return
+    for one in inner:
+        yield from leaves(one)

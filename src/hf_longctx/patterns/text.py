@@ -130,7 +130,8 @@ def _build(cls: type[Pattern], body: str) -> Pattern:
         values[key] = _value(value, kinds[key], f"{cls.name}.{key}")
     missing = [name for name in required(cls) if name not in values]
     if missing:
-        raise ValueError(f"{cls.name} needs {', '.join(missing)}: write {usage}")
+        example = f", such as {cls.typical}" if cls.typical else ""
+        raise ValueError(f"{cls.name} needs {', '.join(missing)}: write {usage}{example}")
     try:
         inspect.signature(cls).bind(**values)
     except TypeError as error:
