@@ -92,6 +92,19 @@ def test_a_suite_reads_no_folder_outside_of_itself(tmp_path, folder):
         runs.read(save_suite(tmp_path / "run", parts=[part]))
 
 
+def test_a_part_with_a_summary_and_no_rows_is_not_written_over(tmp_path):
+    """As results are committed: a new page would lack what the old one has."""
+    rows = list(make_rows(["stock"]))
+    parts = [{"name": n, "kind": "needle", "model": "m", "folder": n} for n in ("bare", "whole")]
+    folder = save_suite(tmp_path / "run", parts=parts)
+    for name in ("bare", "whole"):
+        save(folder / name, rows, make_summary(rows, ["stock"]))
+    assert len(runs.read(folder).parts) == 2
+    (folder / "bare" / "rows.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"part 'bare' has summary.json and no rows.*put rows.jsonl back"):
+        runs.read(folder)
+
+
 @pytest.mark.parametrize("suite", [{}, {"parts": [{"name": "x"}]}, {"parts": 3}, {"parts": []}])
 def test_a_broken_suite_is_refused_by_name(tmp_path, suite):
     folder = tmp_path / "run"

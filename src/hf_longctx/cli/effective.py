@@ -258,6 +258,8 @@ def curve_said(curve: dict[str, float | None]) -> str:
 
     >>> curve_said({"length": 5120.4, "low": 4500.0, "high": None})
     'fitted curve: falls below it near 5,120 tokens, 4,500 to past the longest (bootstrap over seeds, no promise)'
+    >>> curve_said({"length": 0, "low": 0, "high": 0})
+    'fitted curve: falls below it below the shortest, in every draw (bootstrap over seeds, no promise)'
     """
 
     def place(length: float | None) -> str:
@@ -265,7 +267,8 @@ def curve_said(curve: dict[str, float | None]) -> str:
 
     where = place(curve["length"])
     near = f"near {where} tokens" if curve["length"] else where
-    spread = f"{place(curve['low'])} to {place(curve['high'])}"
+    low, high = place(curve["low"]), place(curve["high"])
+    spread = f"{low} to {high}" if low != high else "in every draw" if low == where else low
     return f"fitted curve: falls below it {near}, {spread} (bootstrap over seeds, no promise)"
 
 

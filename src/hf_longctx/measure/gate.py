@@ -132,7 +132,10 @@ def misses(run: Path | Mapping[str, Any], limits: Sequence[Limit]) -> list[str]:
         kind = run["settings"].get("kind", "needle")
         said, parts = "the run", [{"name": "", "kind": kind, "model": run["model"], "summary": run}]
     if not parts:
-        raise ValueError(f"{said} has no summary.json yet: let it begin, then ask again")
+        raise ValueError(
+            f"{said} has no summary.json yet: let it begin, then ask again; a run of costs alone measures nothing "
+            "that --fail-under knows"
+        )
     _check_names(limits, [*dict.fromkeys(name for part in parts for name in part["summary"]["variants"])])
     own = {(limit.variant, limit.measure) for limit in limits}
     told = []

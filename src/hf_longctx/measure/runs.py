@@ -234,6 +234,11 @@ def _suite(folder: Path) -> Run:
                 f"{', '.join(KINDS)}, the folder one inside the run"
             )
         own = [part for part in _parts(folder / place) if part.kind == kind] if (folder / place).is_dir() else []
+        if not own and (folder / place / "summary.json").is_file():
+            raise ValueError(
+                f"run={str(folder)!r}: part {name!r} has summary.json and no rows, without which its share of the "
+                f"page would be lost: put rows.jsonl back into {inside}, or read the report.html that is there"
+            )
         parts += [replace(part, name=name, model=str(plain_name(model) or part.model)) for part in own]
         waiting += [] if own else [name]
     if not parts:
