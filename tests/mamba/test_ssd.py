@@ -208,10 +208,10 @@ def test_chunks_read_together_are_those_read_one_by_one(readers, grouped, monkey
             close(run(**more), apart, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_memory_does_not_grow_with_length(train, monkeypatch):
+@pytest.mark.parametrize(("train", "together"), [(False, 1), (False, 2), (True, 1), (True, 2)])
+def test_memory_does_not_grow_with_length(train, together, monkeypatch):
     """Beside results and gradients, forward needs the same at 8 times the length; training, the root of it more."""
-    monkeypatch.setattr(chunks, "_TOGETHER", (2 * 4 * 64 * 64,) * 2)  # two chunks of the four heads below
+    monkeypatch.setattr(chunks, "_TOGETHER", (together * 4 * 64 * 64,) * 2)  # so many chunks of the heads below
 
     def extra(length):
         of = arguments(1, length, heads=4, size=32, groups=1, n=32)
@@ -227,7 +227,7 @@ def test_memory_does_not_grow_with_length(train, monkeypatch):
         return peak.peak - results
 
     one = 4 * 32 * 64 * 4  # bytes of x in a chunk; the state and its decay table are of the same order
-    assert extra(1024) < (30 if train else 24) * one
+    assert extra(1024) < (30 if train else 12 * together) * one
     growth = extra(8192) - extra(1024)
     # Kept states: one for each sqrt(chunks) chunks, and as many recomputed.
     assert growth <= (2 * 8 * one if train else 0)

@@ -44,16 +44,14 @@ def one_pattern(pattern: Pattern | str) -> Pattern:
         TypeError: it is no pattern, one that differs by layer, or one whose rule fails.
         ValueError: its rule gives what is of another shape.
     """
-    if isinstance(pattern, str):
-        parsed = parse(pattern)
-        if isinstance(parsed, Pattern):
-            return parsed
-        raise TypeError(f"pattern is {pattern!r}, which differs by layer: give the pattern of one layer")
-    if not isinstance(pattern, Pattern):
+    one = parse(pattern) if isinstance(pattern, str) else pattern
+    if not isinstance(one, Pattern):
+        if isinstance(pattern, str):
+            raise TypeError(f"pattern is {pattern!r}, which differs by layer: give the pattern of one layer")
         raise TypeError(f"pattern is {pattern!r}: it must be a pattern such as SlidingWindow(1024), or its text form")
-    for one in leaves(pattern):
-        check_rule(one)
-    return pattern
+    for leaf in leaves(one):
+        check_rule(leaf)
+    return one
 
 
 def spelled(dtypes: tuple[torch.dtype, ...]) -> str:

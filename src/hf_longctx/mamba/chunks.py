@@ -53,13 +53,18 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 
 def _turns(of: Inputs, chunk: int) -> Iterator[tuple[slice, Inputs]]:
     """Batch elements in turns, as few as keep a chunk's tables small; all at once on an accelerator."""
-    batch, length, groups, heads, size = of.x.shape
-    q = max(1, min(chunk, length))
-    tables = groups * heads * of.C.shape[3] * q * max(q, size)
-    each = max(1, _TABLE // tables) if of.x.device.type == "cpu" else batch
+    batch = len(of.x)
+    each = max(1, _TABLE // _tables(of, chunk)) if of.x.device.type == "cpu" else batch
     for start in range(0, batch, each):
         rows = slice(start, start + each)
         yield rows, of.rows(rows)
+
+
+def _tables(of: Inputs, chunk: int) -> int:
+    """Elements of one chunk's decay tables, for one batch element."""
+    _, length, groups, heads, size = of.x.shape
+    q = max(1, min(chunk, length))
+    return groups * heads * of.C.shape[3] * q * max(q, size)
 
 
 def _every(length: int, chunk: int) -> int:
@@ -81,10 +86,7 @@ def _forward(of: Inputs, state: Tensor, out: Tensor, chunk: int, kept: Tensor | 
 
 def _together(of: Inputs, chunk: int) -> int:
     """How many chunks to read at once: several only of a single batch element, whose output is then one view."""
-    batch, _, groups, heads, _ = of.x.shape
-    if batch > 1:
-        return 1
-    return max(1, _TOGETHER[torch.get_num_threads() > 1] // (groups * heads * of.C.shape[3] * chunk * chunk))
+    return max(1, _TOGETHER[torch.get_num_threads() > 1] // _tables(of, chunk)) if len(of.x) == 1 else 1
 
 
 def _blocks(begin: int, end: int, chunk: int, together: int) -> Iterator[tuple[int, int, int]]:
