@@ -157,19 +157,10 @@ def longctx_attention(
             f"layer {index} holds {key.shape[2]} keys, but its mask has {live}: the cache's layers differ in length; "
             "pass past_key_values=transformers.DynamicCache(), which keeps every key when it is made without a config"
         )
-    if dropping is None and layer.replaced and places.remember("gap", places.gap):
-        raise ValueError(
-            f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load "
-            "the checkpoint with hf_longctx.from_pretrained, which sees to the cache"
-        )
-    if dropping is None and sliding_window and not layer.replaced:
-        queries = query.shape[2]
-        if places.remember(("lacks", queries, sliding_window), lambda: places.lacks(queries, sliding_window)):
-            raise ValueError(
-                f"layer {index} has a window of its own of {sliding_window} tokens, but the cache has dropped some of "
-                "them: a row has padding between its tokens, and this cache counts slots; use the dynamic cache (the "
-                "default)"
-            )
+    if dropping is None and (layer.replaced or sliding_window):
+        queries, window = query.shape[2], None if layer.replaced else sliding_window
+        if places.remember(("lacks", queries, window), lambda: places.lacks(queries, window)):
+            raise ValueError(_lacking(index, layer, window))
     out = attend_within(
         query,
         key[:, :, :live],
@@ -183,6 +174,19 @@ def longctx_attention(
     if dropping is not None:
         dropping.settle(places)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _lacking(index: int, layer: LayerPlan, window: int | None) -> str:
+    """What to say where the cache has dropped keys that a layer sees."""
+    if window is None:
+        return (
+            f"layer {index} replaces its own window by {layer.given}, but the cache has already dropped keys: load "
+            "the checkpoint with hf_longctx.from_pretrained, which sees to the cache"
+        )
+    return (
+        f"layer {index} has a window of its own of {window} tokens, but the cache has dropped some of them: a row has "
+        "padding between its tokens, and this cache counts slots; use the dynamic cache (the default)"
+    )
 
 
 def _dropping(cache: Any, plan: LayerPlan) -> Any:

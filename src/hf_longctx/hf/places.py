@@ -100,21 +100,17 @@ class Places(Remembers):
             return self.host
         return next(self.host[:, slots] for slots, known in self._stored if known is positions)
 
-    def gap(self) -> bool:
-        """Whether keys are missing before the first: a cache has dropped some that it does not account for."""
-        table = self.table if self.host is None else self.host
-        return int(table.max()) + 1 > table.shape[1] and not bool((table < 0).any())
+    def lacks(self, queries: int, window: int | None) -> bool:
+        """Whether a cache has dropped, by slot, real tokens that a query looks back on.
 
-    def lacks(self, queries: int, window: int) -> bool:
-        """Whether a query cannot see all real tokens of a window before it, since a cache has dropped some by slot."""
-        if self.host is not None:
-            return False
-        beyond = torch.iinfo(torch.int64).max
-        first, lowest = (
-            positions.masked_fill(positions < 0, beyond).amin(-1)
-            for positions in (self.table, self.table[:, -queries:])
-        )
-        return bool(((lowest < beyond) & (first > (lowest - window + 1).clamp_min(0))).any())
+        Args:
+            queries: number of new tokens.
+            window: how many tokens a query sees, itself included; None for all before it.
+        """
+        table, beyond = self.table if self.host is None else self.host, torch.iinfo(torch.int64).max
+        first, lowest = (at.masked_fill(at < 0, beyond).amin(-1) for at in (table, table[:, -queries:]))
+        needed = torch.zeros_like(lowest) if window is None else (lowest - window + 1).clamp_min(0)
+        return bool(((lowest < beyond) & (first > needed)).any())
 
 
 def made_for(mask: Tensor, host: Tensor) -> Tensor:
