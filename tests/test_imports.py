@@ -12,6 +12,7 @@ import pytest
 OPTIONAL = (
     "flash_attn",
     "mamba_ssm",
+    "numba",
     "lm_eval",
     "inspect_ai",
     "matplotlib",

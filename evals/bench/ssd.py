@@ -9,14 +9,15 @@ the high-water mark of a forked process that makes one call, the result included
 `--patience` seconds, or would not fit into memory, is left out from there on, its memory too. Attention has no state:
 it is measured with the first state size alone.
 
-Decoding one row is bound by calls of torch. Theirs makes 23 and takes 410 us of processor time at state 64, 720 at 128
-(one thread, the fastest of several rounds); ours makes 14 and takes 69 and 91. Three of these pass over the state:
-decay, write and read, 31 and 55 us together. The other 11, at 1 to 2.5 us each, and a look at the arguments make up
-the rest. So at state 64 a tenth of theirs leaves 10 us for all but those three: out of reach without a kernel that
-does them in one pass. From 4 rows on theirs also pays for memory that it asks for and gives back at each token.
+A decode step is timed in plain torch and, where numba is installed, in its one pass over the state. In torch one row
+is bound by calls: theirs makes 23 and takes 410 us of processor time at state 64, 720 at 128 (one thread, the fastest
+of several rounds); ours makes 14 and takes 69 and 91. Three of these pass over the state: decay, write and read, 31
+and 55 us together. Compiled by torch.compile the same step takes longer than that: the call of a compiled function
+costs more than it saves. From 4 rows on theirs also pays for memory that it asks for and gives back at each token.
 
     python evals/bench/ssd.py
     python evals/bench/ssd.py --clock cpu --threads 1 --lengths 5,4096 --states 64
+    python evals/bench/ssd.py --lengths "" --out ""  # the decode step alone
     python evals/bench/ssd.py --backward --lengths 4096 --peers ours transformers --out ""
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import logging
 import os
@@ -32,6 +34,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,7 @@ def main() -> None:
     print(f"{'tokens':>7} {'state':>5} " + " ".join(f"{p + ' s':>14} {'MiB':>7}" for p in args.peers) + "   speed-up")
     for state in (int(n) for n in args.states.split(",")):
         left = [name for name in args.peers if not prefill or name in ("ours", "transformers")]
-        for length in (int(n) for n in args.lengths.split(",")):
+        for length in (int(n) for n in args.lengths.split(",") if n):
             row = measure(length, state, left, args)
             prefill.append(row)
             cells = [
@@ -87,13 +90,15 @@ def main() -> None:
             print(f"{length:7} {state:5} {' '.join(cells)}   {number(row['over_transformers'], '8.1f')}x", flush=True)
             left = [p for p in left if row["seconds"].get(p, 0) <= args.patience]
     steps = []
-    print(f"\n{'batch':>7} {'state':>5} {'ours us':>14} {'transformers us':>22}   speed-up of one decoded token")
+    kernels = ["torch", "numba"] if importlib.util.find_spec("numba") else ["torch"]
+    print(f"\n{'batch':>7} {'state':>5} " + "".join(f"{name + ' us':>16}" for name in [*kernels, "transformers"]))
     for state in (int(n) for n in args.states.split(",")):
         for batch in (int(n) for n in args.batches.split(",")):
-            row = measure_step(batch, state, args)
+            row = measure_step(batch, state, kernels, args)
             steps.append(row)
-            ours, theirs = (row["seconds"][p] * 1e6 for p in ("ours", "transformers"))
-            print(f"{batch:7} {state:5} {ours:14.1f} {theirs:22.1f}   {row['over_transformers']:.1f}x", flush=True)
+            cells = [f"{seconds * 1e6:16.1f}" for seconds in row["seconds"].values()]
+            ratios = [f"{row['over_transformers'][name]:.1f}x by {name}" for name in kernels]
+            print(f"{batch:7} {state:5} {''.join(cells)}   {', '.join(ratios)}", flush=True)
     if args.out:
         save(Path(args.out), prefill, steps, args)
 
@@ -143,10 +148,11 @@ def peers(length: int, state: int, args: argparse.Namespace) -> dict[str, Callab
     return {name: with_backward(run, leaves) for name, run in runs.items()}
 
 
-def measure_step(batch: int, state: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure_step(batch: int, state: int, kernels: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of one decoded token in each of `batch` rows."""
     x, dt, A, B, C, D = (t[:, 0] if t.dim() > 1 else t for t in tensors(1, state, batch))
-    ours, theirs = (torch.zeros(batch, HEADS, SIZE, state) for _ in range(2))
+    ours = {name: torch.zeros(batch, HEADS, SIZE, state) for name in kernels}
+    theirs = torch.zeros(batch, HEADS, SIZE, state)
     # As the model hands them over.
     wide = {
         "dt": dt[:, :, None].expand(-1, -1, SIZE),
@@ -156,7 +162,7 @@ def measure_step(batch: int, state: int, args: argparse.Namespace) -> dict[str, 
     with torch.no_grad():
         times = rounds(
             {
-                "ours": lambda: ssd_step(ours, x, dt, A, B, C, D=D),
+                **{name: partial(ssd_step, ours[name], x, dt, A, B, C, D=D, backend=name) for name in kernels},
                 "transformers": lambda: mamba2_selective_state_update(theirs, x, B=B, C=C, **wide),
             },
             args,
@@ -167,7 +173,7 @@ def measure_step(batch: int, state: int, args: argparse.Namespace) -> dict[str, 
         "batch": batch,
         "state": state,
         "seconds": seconds,
-        "over_transformers": seconds["transformers"] / seconds["ours"],
+        "over_transformers": {name: seconds["transformers"] / seconds[name] for name in kernels},
         "all_seconds": times,
     }
 

@@ -18,7 +18,7 @@ GOOD, BAD = [1.0] * 48, [0.0] * 12
 
 @pytest.fixture(scope="module")
 def simulation():
-    path = Path(__file__).parents[2] / "evals" / "bench" / "coverage.py"
+    path = Path(__file__).parents[2] / "evals" / "bench" / "interval_coverage.py"
     spec = importlib.util.spec_from_file_location("coverage_simulation", path)
     module = importlib.util.module_from_spec(spec)
     import sys

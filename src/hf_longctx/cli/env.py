@@ -38,6 +38,8 @@ def gather() -> dict[str, dict[str, Any]]:
         ("gguf", '"hf_longctx[gguf]"'), ("peft", '"hf_longctx[train]"'), ("datasets", '"hf_longctx[train]"'),
         ("flash-attn", '"hf_longctx[flash]"'), ("flash-attn-3", "from the hopper folder of its repository"),
         ("triton", "triton"),
+        ("mamba-ssm", '"hf_longctx[mamba]"'), ("causal-conv1d", '"hf_longctx[mamba]"'),
+        ("numba", '"hf_longctx[numba]"'),
     ):  # fmt: skip
         try:
             optional[package] = importlib.metadata.version(package)

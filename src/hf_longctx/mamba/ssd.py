@@ -7,10 +7,11 @@ import difflib
 import torch
 from torch import Tensor
 
-from hf_longctx.mamba import checks, chunks, kernels
+from hf_longctx.mamba import checks, chunks, fused_step, kernels
 
-#: What `backend` may be.
+#: What `backend` may be, of the scan and of one step.
 BACKENDS = ("auto", "torch", "mamba_ssm")
+STEP_BACKENDS = (*BACKENDS, "numba")
 
 #: Tokens of a chunk by default: the fastest in `evals/bench/ssd.py` for heads of 64 and states of 64 and 128.
 CHUNK = 64
@@ -75,8 +76,8 @@ def ssd(
     check_backend(backend)
     documents = None if segments is None else _documents(segments)
     unfit = kernels.misfit(x, B, chunk) if backend == "mamba_ssm" or (backend == "auto" and x.is_cuda) else "torch"
-    if backend == "mamba_ssm" and unfit is not None:
-        raise ValueError(f"backend is 'mamba_ssm', which cannot run here: {unfit}. Use backend='auto'")
+    if backend == "mamba_ssm":
+        _refuse(backend, unfit)
     if unfit is None:
         y, state = kernels.scan(x, dt, A, B, C, D, initial_state, documents, chunk)
     else:
@@ -86,7 +87,15 @@ def ssd(
 
 
 def ssd_step(
-    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor | None = None
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """One token of `ssd`: `state` is carried over it in place. For decoding, so without gradients.
 
@@ -98,13 +107,17 @@ def ssd_step(
         B: (b, g, n).
         C: (b, g, n), or (b, c, n) as for `ssd`.
         D: (h,) or (h, p) skip weights.
+        backend: `auto`, `torch`, `mamba_ssm` (its CUDA kernel) or `numba` (one pass over the state on the CPU,
+            `pip install "hf_longctx[numba]"`). `auto` takes the kernels where they are installed. A name given is
+            never replaced by another.
 
     Returns:
         y (b, h, p) in x's dtype, or (b, c, p).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
-        ValueError: shapes do not fit, the state is not contiguous, or gradients are wanted.
+        ValueError: shapes do not fit, the state is not contiguous, gradients are wanted, or the backend cannot do what
+            is asked.
 
     >>> x, dt, A = torch.randn(1, 9, 4, 8), torch.rand(1, 9, 4), -torch.rand(4)
     >>> B, C = torch.randn(2, 1, 9, 2, 16)
@@ -114,16 +127,30 @@ def ssd_step(
     True
     """
     checks.step(state, x, dt, A, B, C, D)
-    if x.is_cuda and state.dtype == torch.float32 and kernels.misfit(x, B) is None:
-        return kernels.step(state, x, dt, A, B, C, D)
+    if backend not in STEP_BACKENDS:
+        check_backend(backend, STEP_BACKENDS)
+    if backend == "mamba_ssm" or (backend == "auto" and state.is_cuda):
+        unfit = kernels.misfit(x, B) if state.dtype == torch.float32 else "the kernel needs a float32 state"
+        if unfit is None:
+            return kernels.step(state, x, dt, A, B, C, D)
+        if backend == "mamba_ssm":
+            _refuse(backend, unfit)
+    run = _step
+    if backend == "numba" or (backend == "auto" and fused_step.pays(state)):
+        unfit = fused_step.misfit(state, x, dt, A, B, C, D)
+        if unfit is None:
+            run = fused_step.step
+        elif backend == "numba":
+            _refuse(backend, unfit)
     out, exact = x.dtype, state.dtype
-    if not (exact is out is B.dtype is C.dtype is dt.dtype is A.dtype):
+    if not (exact is out is B.dtype is C.dtype is dt.dtype is A.dtype) or (D is not None and D.dtype is not exact):
         x, dt, A, B, C = (t.to(exact) for t in (x, dt, A, B, C))
+        D = None if D is None else D.to(exact)
     if torch.is_autocast_enabled(x.device.type):
         with chunks.full_precision(x):
-            y = _step(state, x, dt, A, B, C, D)
+            y = run(state, x, dt, A, B, C, D)
     else:  # a context costs as much as a few of the calls below
-        y = _step(state, x, dt, A, B, C, D)
+        y = run(state, x, dt, A, B, C, D)
     return y if out is exact else y.to(out)
 
 
@@ -145,12 +172,18 @@ def _step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     return (y if D is None else y.add_((x * D.view(heads, -1)).unsqueeze(2))).flatten(1, 2)
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> None:
     """Raise ValueError unless `backend` is a name that this version knows."""
-    if backend not in BACKENDS:
-        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
+    if backend not in known:
+        near = difflib.get_close_matches(str(backend), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"backend is {backend!r}: {hint}it must be one of {', '.join(BACKENDS)}")
+        raise ValueError(f"backend is {backend!r}: {hint}it must be one of {', '.join(known)}")
+
+
+def _refuse(backend: str, unfit: str | None) -> None:
+    """Raise ValueError if the backend that was asked for by name cannot do it."""
+    if unfit is not None:
+        raise ValueError(f"backend is {backend!r}, which cannot run here: {unfit}. Use backend='auto'")
 
 
 def _documents(segments: Tensor) -> Tensor:

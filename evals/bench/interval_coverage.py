@@ -1,6 +1,6 @@
 """How often does the interval of the effective length hold the truth? Simulated models with known curves.
 
-    python evals/bench/coverage.py --runs 2000
+    python evals/bench/interval_coverage.py --runs 2000
 
 Each simulated model has a score that falls with length along a logistic curve; its scores are hits, or shares of four
 answers, with a difficulty that all lengths of a seed have in common. The procedure of `measure/effective.py` is run
