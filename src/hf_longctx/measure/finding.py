@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from hf_longctx.measure.controls import failed, meaning
+from hf_longctx.measure.controls import caveat, failed, meaning
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.stats import verdict
 
@@ -118,7 +118,8 @@ def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") ->
         if low is None and not first:
             first = ", and no shorter length is proven yet"
         parts.append(f"{'and' if parts else 'it is shown'} to fail at {length_label(high)}{first}")
-    return f"{claim}; {' '.join(parts).rstrip(',')} ({how})."
+    but = f"; {open_}" if low is not None and (open_ := caveat(entry.get("control") or {})) else ""
+    return f"{claim}; {' '.join(parts).rstrip(',')} ({how}){but}."
 
 
 def cost_line(rows: Sequence[Mapping[str, Any]]) -> str:
