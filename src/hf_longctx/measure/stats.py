@@ -1,7 +1,8 @@
 """How sure a recall is: Wilson intervals, three-way verdicts and the effective length of a context.
 
 A recall is a share of a handful of probes, so it never travels alone: every cell carries its ``n`` and a Wilson
-score interval, and a length is called *pass*, *fail* or *undecided*, never just a number.
+score interval, and a length is called *pass*, *fail* or *undecided*, never just a number. Wilson's interval is the one
+shown; with few probes it is narrower than it says, so a verdict has to hold by the exact chances as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .binomial import at_least
 from .controls import grade, is_control
 from .wilson import wilson
 
@@ -67,6 +69,10 @@ RULES: Mapping[str, Rule] = {"absolute": Rule(0.856), "own": Rule(0.85, relative
 short-context score; arXiv 2502.05167)."""
 
 
+LEVEL = 0.05
+"""Chance of a wrong pass, and of a wrong fail, that a verdict on one length may have: "judged at 95%"."""
+
+
 def verdict(hits: int, n: int, threshold: float) -> str:
     """Whether the true recall is shown to be on one side of a threshold.
 
@@ -76,8 +82,9 @@ def verdict(hits: int, n: int, threshold: float) -> str:
         threshold: The recall to reach, in [0, 1).
 
     Returns:
-        ``"pass"`` if the lower Wilson bound reaches the threshold, ``"fail"`` if the upper one stays below it, else
-        ``"undecided"``.
+        ``"pass"`` if the lower Wilson bound reaches the threshold, and a recall below it would give so many hits with
+        a chance of at most `LEVEL`; ``"fail"`` if the upper bound stays below it, and a recall that reaches it would
+        give so few hits with a chance of at most `LEVEL`; else ``"undecided"``.
 
     Raises:
         ValueError: As `wilson`, or a threshold outside [0, 1).
@@ -85,12 +92,18 @@ def verdict(hits: int, n: int, threshold: float) -> str:
     Examples:
         >>> verdict(23, 23, 0.856), verdict(5, 5, 0.856), verdict(0, 5, 0.856)
         ('pass', 'undecided', 'fail')
+        >>> verdict(0, 1, 0.856)  # Wilson's upper bound is 0.79, and yet 1 in 7 such probes miss at the threshold
+        'undecided'
     """
     _check_threshold(threshold)
     low, high = wilson(hits, n)
-    if n and low >= threshold:
+    if threshold == 0.0:  # every recall reaches it
+        return "pass" if n else "undecided"
+    if low >= threshold and at_least(hits, n, threshold) <= LEVEL:
         return "pass"
-    return "fail" if high < threshold else "undecided"
+    if high < threshold and at_least(n - hits, n, 1 - threshold) <= LEVEL:
+        return "fail"
+    return "undecided"
 
 
 def needed(hits: int, n: int, threshold: float) -> int:
@@ -116,7 +129,7 @@ def needed(hits: int, n: int, threshold: float) -> int:
     def passes(extra: int) -> bool:
         return verdict(hits + extra, n + extra, threshold) == "pass"
 
-    # The lower bound only grows with straight hits, so double to bracket the answer, then bisect.
+    # With straight hits the lower bound only grows and the chance of so many only falls, so double to bracket the answer, then bisect.
     top = 1
     while not passes(top):
         top *= 2
