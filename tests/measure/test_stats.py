@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_longctx.measure import stats
+from hf_longctx.measure.finding import verdict_line
 
 
 @st.composite
@@ -200,6 +201,19 @@ def test_an_invalid_probe_is_never_a_miss():
     assert (middle["n"], middle["recall"], middle["invalid"]) == (1, 1.0, 1)
     assert (end["n"], end["recall"], end["invalid"]) == (0, None, 1)
     assert (end["low"], end["high"]) == (0.0, 1.0)
+
+
+def test_a_length_that_could_not_be_asked_says_why_and_wants_no_more():
+    rows = [row("hit") for _ in range(5)] + [row("invalid", length=8192) | {"reason": "too long"}] * 5
+    found = stats.summarise(rows, claimed={"stock": 8192})["stock"]["effective"]["absolute"]
+    assert found["needed"] == {"1024": 18}
+    assert found["unsettled"] == {"8192": "could not be asked: too long"}
+    only = stats.summarise(rows[5:], claimed={"stock": 8192})["stock"]
+    said = "stock claims 8K; nothing is decided yet: 8K could not be asked: too long."
+    assert verdict_line("stock", only | {"effective": {"absolute": only["effective"]["absolute"] | ENDS}}) == said
+
+
+ENDS = {"low": None, "high": None, "confidence": None}
 
 
 def test_planned_variants_are_listed_first_and_without_rows():

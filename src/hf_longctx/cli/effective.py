@@ -196,6 +196,7 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.table import Table
 
     from hf_longctx.measure.controls import caveat
+    from hf_longctx.measure.finding import unsettled_text
     from hf_longctx.measure.heatmap import length_label
 
     def label(length: int | None) -> str:
@@ -207,17 +208,23 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
         table = Table(title=f"{name}, claims {label(entry['claimed'])}", title_justify="left")
         for column in ("length", "trials", "score", "sure to be in", *found):
             table.add_column(column)
-        for row in entry["lengths"]:
-            calls = [effect["verdicts"].get(str(row["length"]), "") for effect in found.values()]
+        scored = {row["length"]: row for row in entry["lengths"]}
+        # Every rung, also of a variant that got no time: what was not asked is not left out.
+        rungs = {int(length) for effect in found.values() for length in (*effect["verdicts"], *effect["unsettled"])}
+        for length in sorted({*scored, *rungs}):
+            row = scored.get(length, {"n": 0, "score": None, "low": 0.0, "high": 1.0})
+            calls = [effect["verdicts"].get(str(length), "not asked") for effect in found.values()]
             score = "-" if row["score"] is None else f"{row['score']:.3f}"
             spread = f"{row['low']:.2f} to {row['high']:.2f}"
-            table.add_row(label(row["length"]), str(row["n"]), score, spread, *calls)
+            table.add_row(label(length), str(row["n"]), score, spread, *calls)
         console.print(table)
         for rule, effect in found.items():
             but = f"; {open_}" if effect["low"] is not None and (open_ := caveat(entry["control"])) else ""
             console.print(
                 f"{asked(rule, effect, entry, label)}: {said(effect, label)}{but}", highlight=False, soft_wrap=True
             )
+            for line in unsettled_text(effect):
+                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
             console.print(f"  {curve_said(effect['curve'])}", highlight=False, soft_wrap=True)
         console.print(f"controls: {entry['control']['note']}", highlight=False, soft_wrap=True)
     for task, text in summary["text"].items():
@@ -290,7 +297,9 @@ def said(effect: dict[str, Any], label: Any) -> str:
     more = [f"{count} more full scores in a row at {label(int(length))}" for length, count in effect["needed"].items()]
     needs = f"{' and '.join(more[:1])} would pass it, with a higher --trials or --budget" if more else ""
     if not ends:
-        return f"undecided: no length has passed or failed yet{'; ' if needs else ''}{needs}"
+        passed = any(call == "pass" for call in effect["verdicts"].values())
+        why = "no length counts before all shorter ones pass" if passed else "no length has passed or failed yet"
+        return f"undecided: {why}{'; ' if needs else ''}{needs}"
     share = effect["share_of_claimed"]
     tail = f"; shown to work: {share:.0%} of what is claimed" if share is not None else ""
     tail += f"; {needs}" if needs else ""

@@ -194,6 +194,8 @@ def _effective(rule: str) -> Measure:
         if not open_ or open_[0] > want:
             return f"{head}; undecided, since no length from {length_label(want)} on has passed: ask longer ones"
         more = found.get("needed", {}).get(str(open_[0]))
+        if not more and (why := found.get("unsettled", {}).get(str(open_[0]))):
+            return f"{head}; undecided at {length_label(open_[0])}, which is no pass: {why}"
         hint = f" ({more} more straight hits would pass)" if more else ""
         return f"{head}; undecided at {length_label(open_[0])}{hint}, which is no pass: give more trials"
 

@@ -158,7 +158,7 @@ def effective(
     Returns:
         Per rule ``{"length": int | None, "threshold": float | None, "verdicts": {"1024": "pass" | "fail" |
         "undecided"}, "needed": {"1024": int}}``; keys are strings as in JSON, ``needed`` lists the undecided
-        lengths that have a threshold.
+        lengths that have a threshold and a scored probe: where none could be asked, more could not be either.
 
     Raises:
         ValueError: As `wilson`.
@@ -188,7 +188,7 @@ def _judge(by_length: Mapping[int, tuple[int, int]], rule: Rule) -> dict[str, An
         else:
             call = verdict(hits, n, threshold)
         verdicts[str(length)] = call
-        if call == "undecided" and threshold:
+        if call == "undecided" and threshold and n:
             missing[str(length)] = needed(hits, n, threshold)
         climbing = climbing and call == "pass"
         if climbing:
@@ -211,7 +211,8 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, claimed: Mapping[str, int | 
         Per variant ``{"claimed", "cells", "lengths", "effective", "control", "invalid", "reasons"}``. A cell is
         ``{"length", "depth", "n", "hits", "recall", "low", "high", "invalid"}`` with ``recall`` None while ``n`` is
         0; ``lengths`` has the same pooled over depths, without ``depth``. ``effective`` and ``control`` are as
-        returned by `effective` and `controls.grade`; ``invalid`` is the number of invalid probes, controls included,
+        returned by `effective`, with the reason of each length that could not be asked in ``unsettled``, and by
+        `controls.grade`; ``invalid`` is the number of invalid probes, controls included,
         and ``reasons`` maps each reason to their number.
 
     Raises:
@@ -244,14 +245,21 @@ def _summarise_variant(rows: Sequence[Mapping[str, Any]], claimed: int | None) -
         length, depth = int(row["length"]), round(float(row["depth"]), 6)
         cells.setdefault((length, depth), []).append(row["outcome"])
         lengths.setdefault(length, []).append(row["outcome"])
+    unfit: dict[str, str] = {}
+    for row in rows:
+        if row["outcome"] == "invalid" and not is_control(row):
+            unfit.setdefault(str(row["length"]), f"could not be asked: {row.get('reason')}")
     pooled = [{"length": length, **_count(lengths[length])} for length in sorted(lengths)]
+    judged = effective({entry["length"]: (entry["hits"], entry["n"]) for entry in pooled})
+    for found in judged.values():
+        found["unsettled"] = {str(one["length"]): unfit[str(one["length"])] for one in pooled if not one["n"]}
     return {
         "claimed": claimed,
         "cells": [
             {"length": length, "depth": depth, **_count(cells[length, depth])} for length, depth in sorted(cells)
         ],
         "lengths": pooled,
-        "effective": effective({entry["length"]: (entry["hits"], entry["n"]) for entry in pooled}),
+        "effective": judged,
         "control": grade(rows),
         "invalid": sum(row["outcome"] == "invalid" for row in rows),
         "reasons": dict(Counter(str(row.get("reason")) for row in rows if row["outcome"] == "invalid")),
