@@ -129,7 +129,8 @@ def needed(hits: int, n: int, threshold: float) -> int:
     def passes(extra: int) -> bool:
         return verdict(hits + extra, n + extra, threshold) == "pass"
 
-    # With straight hits the lower bound only grows and the chance of so many only falls, so double to bracket the answer, then bisect.
+    # With straight hits the lower bound only grows and the chance of so many only falls, so double to bracket the
+    # answer, then bisect.
     top = 1
     while not passes(top):
         top *= 2
