@@ -156,6 +156,12 @@ def test_the_interval_holds_the_truth_at_its_rate(simulation, capsys, rule):
     assert min(held.values()) >= 0.8  # of 10; that it is no wider than it must be, the exact chances tell
 
 
+def test_a_width_is_in_rungs_and_open_ends_count_as_one(simulation):
+    first, last = simulation.LADDER[0], simulation.LADDER[-1]
+    spans = {(4096, 8192): 1, (4096, 5120): math.log2(1.25), (last, math.inf): 1, (0, first): 1, (0, math.inf): 7}
+    assert {span: simulation.width(*span) for span in spans} == pytest.approx(spans)
+
+
 def chances(call, good, bad, mean, trials):
     """The exact chance that independent scores, `good` or `bad`, of that mean are ever called `pass` or `fail`.
 
