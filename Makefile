@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 DEMO_VARIANTS = --variant "linear2: rope=linear:2" --variant "yarn2: rope=yarn:2" \
                 --variant "window: attention=window:1024+global:4"
 
-.PHONY: setup demo smoke test slow check format bench clean
+.PHONY: setup demo smoke test harness slow check format bench clean
 
 setup: $(READY)
 
@@ -28,7 +28,12 @@ smoke: setup
 	$(BIN)/hf-longctx eval evals/smoke.yaml --out runs/smoke
 
 test: setup
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest -q -rs -n auto --maxprocesses 4 --dist worksteal
+
+# Apart from setup: the two harnesses bring some 80 packages, 500 MB, that nothing else here needs.
+harness: setup
+	$(BIN)/pip install --quiet --editable ".[lm-eval,inspect]"
+	$(BIN)/pytest -q -rs -m "slow or not slow" tests/measure/test_lm_eval.py tests/measure/tasks/test_inspect.py
 
 slow: setup
 	$(BIN)/pytest -q -m slow

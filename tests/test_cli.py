@@ -159,11 +159,14 @@ def test_wall_works_from_a_config_alone(tmp_path, run):
 
 def test_wall_prints_every_pattern_and_preset(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run("wall", "smollm2-135m", "--lengths", "256,512", "--memory", "l4")
+    words = ("wall", "smollm2-135m", "--lengths", "256,512", "--memory", "l4")
+    code, out, err = run(*words)
     assert code == 0, err
-    for name in ("standard: one matrix", "flash", "mamba2", "longnet", "window:1024", "NVIDIA L4", "plot: wall.png"):
+    for name in ("standard: one matrix", "flash", "mamba2", "longnet", "window:1024", "NVIDIA L4"):
         assert name in out
     assert "mamba2: fewer bytes of state than of keys and values from" in out
+    assert list(tmp_path.iterdir()) == []  # no file that nobody asked for
+    assert "plot: wall.png" in run(*words, "--out", "wall.png")[1]
     assert (tmp_path / "wall.png").is_file()
 
 
@@ -278,6 +281,8 @@ def places(tmp_path_factory):
         (("wall", "{model}", "--memory", "h10"), "did you mean 'h100'"),
         (("wall", "{model}", "--attention", "windw:8"), "did you mean 'window'"),
         (("wall", "{model}", "--mamba", "99"), "matches no layer"),
+        (("wall", "{model}", "--lengths", "1k", "--out", "{nowhere}/x.png"), "a plot needs two lengths"),
+        (("wall", "{model}", "--lengths", "1k,2k", "--out", "{nowhere}/x.png"), "there is no folder"),
         (("cost", "{model}", "--lengths", "1x"), "1x"),
         (("cost", "{model}", "--variant", "x"), "variant 'x'"),
         (("cost", "{nowhere}"), "cannot be loaded"),

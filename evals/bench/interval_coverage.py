@@ -1,10 +1,11 @@
 """How often does the interval of the effective length hold the truth? Simulated models with known curves.
 
-    python evals/bench/interval_coverage.py --runs 2000
+    python evals/bench/interval_coverage.py --runs 300 --out evals/results/coverage.json
 
 Each simulated model has a score that falls with length along a logistic curve; its scores are hits, or shares of four
 answers, with a difficulty that all lengths of a seed have in common. The procedure of `measure/effective.py` is run
-on it, and its interval compared with where the true curve crosses the rule's line.
+on it, and its interval compared with where the true curve crosses the rule's line. An interval that always holds the
+truth may just be wide, so its width stands beside: in doublings, and a rung of the ladder is one.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ import argparse
 import json
 import math
 import random
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+
+from hf_longctx.measure.defaults import TRIALS
 from hf_longctx.measure.effective import RULES, Climb, curve_length, judge
 
 LADDER = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -87,6 +93,15 @@ def simulate(curve: Curve, climb: Climb, rule: str, seed: int) -> tuple[tuple[fl
     return promised, (low, high), sum(map(len, scores.values()))
 
 
+def width(low: float, high: float) -> float:
+    """Of an interval, in doublings; an open end counts as one rung past the ladder.
+
+    >>> width(4096, 5120) < 1, width(LADDER[-1], math.inf), width(0, math.inf)
+    (True, 1.0, 7.0)
+    """
+    return math.log2(min(high, 2 * LADDER[-1]) / max(low, LADDER[0] / 2))
+
+
 def coverage(runs: int, climb: Climb) -> list[dict[str, object]]:
     """Share of runs whose interval holds the truth, for every curve and rule."""
     found = []
@@ -94,12 +109,14 @@ def coverage(runs: int, climb: Climb) -> list[dict[str, object]]:
         for rule in RULES:
             truth = curve.truth(rule)
             held = boot = decided = trials = 0
+            widths = []
             for seed in range(runs):
                 promised, bootstrap, spent = simulate(curve, climb, rule, seed)
                 held += promised[0] <= truth and (truth < promised[1] or math.isinf(promised[1]))
                 boot += bootstrap[0] <= truth <= bootstrap[1]
                 decided += 0 < promised[1] <= 2 * promised[0]
                 trials += spent
+                widths.append(width(*promised))
             found.append(
                 {
                     "curve": name,
@@ -108,6 +125,8 @@ def coverage(runs: int, climb: Climb) -> list[dict[str, object]]:
                     "coverage": held / runs,
                     "bootstrap_coverage": boot / runs,
                     "within_one_rung": decided / runs,
+                    "median_width": float(np.median(widths)),
+                    "width_of_9_in_10": float(np.quantile(widths, 0.9)),
                     "trials": trials / runs,
                 }
             )
@@ -118,15 +137,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--confidence", type=float, default=0.95)
-    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--out", type=Path, help="Where the JSON goes; else it is printed.")
     given = parser.parse_args()
     climb = Climb(LADDER, trials=given.trials, confidence=given.confidence)
     found = coverage(given.runs, climb)
-    print(
-        json.dumps(
-            {"runs": given.runs, "confidence": given.confidence, "trials": given.trials, "found": found}, indent=1
-        )
-    )
+    document = {"runs": given.runs, "confidence": given.confidence, "trials": given.trials, "found": found}
+    if given.out is None:
+        print(json.dumps(document, indent=1))
+    else:
+        given.out.write_text(json.dumps(document, indent=1) + "\n")
+    for one in found:
+        kept, wide = one["coverage"], one["median_width"]
+        print(f"{one['curve']}, {one['rule']}: holds the truth in {kept:.1%}, {wide:.2f} rungs wide", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
-from hf_longctx.measure import answer, cell
-from hf_longctx.measure.controls import CONTROLS, LONE, control_of, failed, grade, is_control
+from hf_longctx.measure import answer, cell, defaults
+from hf_longctx.measure.controls import CONTROLS, LONE, caveat, control_of, failed, grade, is_control
 from hf_longctx.measure.evaluate import run_tasks
+from hf_longctx.measure.finding import verdict_line
 from hf_longctx.measure.needle import run_needle
 from hf_longctx.measure.needles import is_hit
 from hf_longctx.measure.probe import Reply
@@ -76,6 +77,31 @@ def test_whoever_says_the_number_that_it_sees_is_found_out(reader, model, tokeni
     shown = section.build(read(tmp_path).parts[0], ())["lines"][0]
     assert ("not shown to be the one asked for" in shown["said"]) == bool(wrong)
     assert ("not shown to be the one asked for" in (tmp_path / "report.html").read_text()) == bool(wrong)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_default_task_takes_the_trust_of_whoever_does_not_read_the_key(reader, model, tokenizer, monkeypatch):
+    say, *_ = READERS[reader]
+    monkeypatch.setattr(answer, "ask", answering(tokenizer, say))
+    options = {"tasks": [defaults.TASK], "lengths": [700], "trials": 12, "controls": 12}
+    control = run_tasks(model, tokenizer, **options)["variants"]["stock"]["control"]
+    assert (control["wrong-key"]["n"], control[LONE]["n"]) == (12, 0)
+    assert failed(control) == (["wrong-key"] if reader == "says the number it sees" else [])
+    assert caveat(control) == ""
+
+
+def test_a_verdict_says_where_the_key_could_not_matter():
+    absent = [{"kind": "control-wrong-key passkey", "lone": True, "outcome": "hit"}]
+    clean = [{"kind": "control passkey", "outcome": "miss"}]
+    found = {"low": 1024, "high": None, "confidence": 0.95, "verdicts": {"1024": "pass"}}
+
+    def said(rows):
+        return verdict_line("stock", {"claimed": 8192, "effective": {"absolute": found}, "control": grade(rows)})
+
+    assert said(absent + clean).endswith("; no text held another key, so which one was asked could not matter.")
+    # Whoever names no value for an absent key, or has been asked for another one, has shown that the key is read.
+    assert "could not matter" not in said([{**absent[0], "outcome": "miss"}, *clean])
+    assert "could not matter" not in said([*absent, *clean, {"kind": "control-wrong-key vt", "outcome": "miss"}])
 
 
 @pytest.mark.parametrize("mode", ["shared", "single"])

@@ -156,6 +156,12 @@ def test_the_interval_holds_the_truth_at_its_rate(simulation, capsys, rule):
     assert min(held.values()) >= 0.8  # of 10; that it is no wider than it must be, the exact chances tell
 
 
+def test_a_width_is_in_rungs_and_open_ends_count_as_one(simulation):
+    first, last = simulation.LADDER[0], simulation.LADDER[-1]
+    spans = {(4096, 8192): 1, (4096, 5120): math.log2(1.25), (last, math.inf): 1, (0, first): 1, (0, math.inf): 7}
+    assert {span: simulation.width(*span) for span in spans} == pytest.approx(spans)
+
+
 def chances(call, good, bad, mean, trials):
     """The exact chance that independent scores, `good` or `bad`, of that mean are ever called `pass` or `fail`.
 
@@ -220,3 +226,34 @@ def test_the_simulation_would_notice_a_careless_interval(simulation):
                 wrong += 1
                 break
     assert wrong / 60 > 0.1
+
+
+def test_every_rung_is_accounted_for():
+    """Passed, failed, or with the reason why neither, whatever the search was stopped by."""
+    climb = Climb(LADDER, trials=48, bisections=0)
+    mixed = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0] * 7
+    cases = {
+        "no time": ({}, "the run stopped before its first trial", "not asked: the run stopped at 1K"),
+        "some time": (
+            {1024: [1.0] * 5}, "the run stopped after 5 of at most 48 trials", "not asked: the run stopped at 1K",
+        ),
+        "used up": ({1024: mixed, 2048: BAD}, "not decided by its 49 trials, the most that were allowed",
+                    "not asked: 2K fails, and scores are taken to fall with length"),
+    }  # fmt: skip
+    for scores, first, last in cases.values():
+        found = summarise(scores, climb, None)["absolute"]
+        assert found["unsettled"]["1024"] == first
+        assert found["unsettled"]["8192"] == last
+        settled = {length for length, call in found["verdicts"].items() if call in ("pass", "fail")}
+        assert settled | set(found["unsettled"]) == {str(length) for length in LADDER}
+        assert not settled & set(found["unsettled"])
+
+
+def test_what_does_not_fit_says_why_and_is_not_asked_for_again():
+    scores = {1024: [None], 2048: GOOD, 4096: BAD}
+    found = summarise(scores, Climb(LADDER, trials=96), 8192, unfit={1024: "multihop: 900 tokens are free"})
+    for rule in ("absolute", "own"):
+        assert found[rule]["unsettled"]["1024"] == "could not be asked: multihop: 900 tokens are free"
+        assert "1024" not in found[rule]["needed"]
+    assert found["own"]["unsettled"]["2048"] == "not comparable: 1K could not be asked"
+    assert judge(scores, Climb(LADDER, trials=96), "own").ask is None  # neither is asked to no end

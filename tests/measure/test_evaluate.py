@@ -276,6 +276,18 @@ def test_the_command_prints_verdicts_intervals_and_pairs(call, tmp_path):
     assert again.stderr == ""
 
 
+def test_the_command_shows_every_rung_also_of_a_variant_that_got_no_time(call):
+    arguments = ("--task", "passkey", "--lengths", "200,300,400", "--trials", "6", "--variant", "yarn2: rope=yarn:2")
+    shown = call(*arguments, "--budget", "0.001s").stdout
+    stock, yarn = shown.split("yarn2, claims")
+    for text in (stock, yarn):
+        assert [line.split()[1] for line in text.splitlines() if line.startswith("│")] == ["200", "300", "400"]
+        assert text.count("not asked: the run stopped at 200") == 2
+    assert "200: the run stopped before its first trial" in yarn
+    too_short = call("--task", "passkey", "--lengths", "20", "--trials", "6").stdout
+    assert re.search(r"  20 could not be asked: passkey: .*needs more than 20 tokens", too_short)
+
+
 def test_fixed_asks_every_length_and_searches_for_nothing(call):
     result = call("--task", "passkey", "--lengths", "200,300", "--fixed", "--trials", "2", "--json")
     entry = json.loads(result.stdout)["variants"]["stock"]

@@ -74,6 +74,13 @@ def test_a_score_that_cannot_be_trusted_does_not_pass(tmp_path):
     assert said.endswith("its score cannot be trusted")
 
 
+def test_what_no_control_stands_beside_does_not_pass(tmp_path):
+    summary = needle({"stock": {1024: 30}}, control="invalid")
+    (said,) = missed(tmp_path, summary, "effective=1k")
+    assert said.startswith("stock: no control was scored, so nothing tells what its score is worth")
+    assert missed(tmp_path, needle({"stock": {1024: 30}}), "effective=1k") == []
+
+
 def test_a_search_for_the_effective_length_decides_where_a_suite_has_one(tmp_path):
     parts = {
         "recall": needle({"stock": {1024: 5}}, n=5),

@@ -83,7 +83,7 @@ def test_the_command_registers_the_name_and_hands_over(harness, model, tokenizer
 
 @pytest.fixture
 def instance():
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason="needs the package lm_eval: make harness installs and tries it")
     from lm_eval.api.instance import Instance
 
     return lambda kind, *arguments: Instance(kind, {}, arguments, 0)
@@ -151,7 +151,7 @@ def _spy(forward, seen):
 
 @pytest.mark.slow
 def test_the_harness_s_command_takes_the_name(model, tokenizer, tmp_path):
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason="needs the package lm_eval: make harness installs and tries it")
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "The baker carried", "answer": " the lamp"}) + "\n")

@@ -11,6 +11,11 @@ from hf_longctx.measure.report import write
 from run_folders import make_cost_rows, make_rows, make_summary, make_task_rows, make_task_summary, save, save_cost
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEEDS_BROWSER = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="no chromium, chromium-browser or google-chrome on the PATH: that a hostile <script> is inert and that the "
+    "page fits a phone was NOT tried in a browser; install one of them",
+)
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
@@ -59,7 +64,7 @@ def chromium(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@NEEDS_BROWSER
 def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk(tmp_path):
     from matplotlib.image import imread
 
@@ -119,7 +124,7 @@ def hostile_run(folder):
     return save_cost(folder, costs, [HOSTILE], settings={"model": HOSTILE}, command=HOSTILE)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@NEEDS_BROWSER
 def test_hostile_text_is_inert_in_a_browser(tmp_path, caplog):
     from hf_longctx.measure import compare_page, runs
     from hf_longctx.measure.compare import compare
@@ -144,7 +149,7 @@ def test_hostile_text_is_inert_in_a_browser(tmp_path, caplog):
             assert "CONSOLE" not in shown.stderr
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@NEEDS_BROWSER
 def test_a_table_is_sorted_by_its_header_and_back(tmp_path):
     folder = save_cost(tmp_path / "run", make_cost_rows())
     write(folder)

@@ -26,7 +26,11 @@ def entry(*counts, claimed=8192):
         ),
         (
             {"stock": entry((4096, 1, 1), (8192, 1, 1), (16384, 0, 1))},
-            "With 1 probe a length, stock keeps its recall to 8K, all that it claims, then finds nothing at 16K.",
+            "With 1 probe a length, stock, which claims 8K, finds nothing at 16K, the longest length tested.",
+        ),
+        (
+            {"stock": entry((4096, 2, 2), (8192, 2, 2), (16384, 0, 2))},
+            "With 2 probes a length, stock keeps its recall to 8K, all that it claims, then finds none of 2 at 16K.",
         ),
         (
             {"only": entry((1024, 1, 6), (2048, 0, 6))},

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_longctx.measure import stats
+from hf_longctx.measure.finding import verdict_line
 
 
 @st.composite
@@ -62,8 +63,32 @@ def test_known_intervals():
 @given(counts(), thresholds)
 def test_a_verdict_needs_the_whole_interval_on_one_side(count, threshold):
     low, high = stats.wilson(*count)
-    expected = "pass" if low >= threshold else "fail" if high < threshold else "undecided"
-    assert stats.verdict(*count, threshold) == expected
+    call = stats.verdict(*count, threshold)
+    assert call != "pass" or low >= threshold
+    assert call != "fail" or high < threshold
+
+
+@given(st.integers(1, 60), st.floats(0.01, 0.99))
+def test_a_verdict_is_wrong_as_seldom_as_it_says(n, threshold):
+    """Exact, at the threshold itself, where a pass is all but wrong and a fail is; Wilson alone fails 0 of 1."""
+    chance = {"pass": 0.0, "fail": 0.0, "undecided": 0.0}
+    for hits in range(n + 1):
+        chance[stats.verdict(hits, n, threshold)] += binomial(hits, n, threshold)
+    assert chance["pass"] <= 0.05 + 1e-9
+    assert chance["fail"] <= 0.05 + 1e-9
+
+
+def binomial(hits, n, share):
+    return math.comb(n, hits) * share**hits * (1 - share) ** (n - hits)
+
+
+def test_few_probes_decide_nothing_and_many_do():
+    calls = {count: stats.verdict(*count, 0.856) for count in [(0, 1), (0, 2), (1, 2), (22, 22), (23, 23), (3, 5)]}
+    assert calls == {
+        (0, 1): "undecided", (0, 2): "fail", (1, 2): "undecided",
+        (22, 22): "undecided", (23, 23): "pass", (3, 5): "undecided",
+    }  # fmt: skip
+    assert [stats.verdict(hits, 4000, 0.856) for hits in (3300, 3424, 3500)] == ["fail", "undecided", "pass"]
 
 
 @given(counts(most=60), st.floats(0.05, 0.95))
@@ -176,6 +201,19 @@ def test_an_invalid_probe_is_never_a_miss():
     assert (middle["n"], middle["recall"], middle["invalid"]) == (1, 1.0, 1)
     assert (end["n"], end["recall"], end["invalid"]) == (0, None, 1)
     assert (end["low"], end["high"]) == (0.0, 1.0)
+
+
+def test_a_length_that_could_not_be_asked_says_why_and_wants_no_more():
+    rows = [row("hit") for _ in range(5)] + [row("invalid", length=8192) | {"reason": "too long"}] * 5
+    found = stats.summarise(rows, claimed={"stock": 8192})["stock"]["effective"]["absolute"]
+    assert found["needed"] == {"1024": 18}
+    assert found["unsettled"] == {"8192": "could not be asked: too long"}
+    only = stats.summarise(rows[5:], claimed={"stock": 8192})["stock"]
+    said = "stock claims 8K; nothing is decided yet: 8K could not be asked: too long."
+    assert verdict_line("stock", only | {"effective": {"absolute": only["effective"]["absolute"] | ENDS}}) == said
+
+
+ENDS = {"low": None, "high": None, "confidence": None}
 
 
 def test_planned_variants_are_listed_first_and_without_rows():

@@ -113,7 +113,10 @@ def test_the_gate_ends_with_1_and_a_sentence(run, written, saved, tmp_path):
         code, _, err = run(*command, "--fail-under", wrong)
         assert (code, sentence in err) == (2, True)
     assert run("report", tmp_path / "run" / "recall", "--fail-under", "recall=0.5")[0] == 1
+    page = tmp_path / "run" / "recall" / "report.html"
+    page.unlink()
     assert run("report", tmp_path / "run" / "recall", "--fail-under", "nobody:recall=0.5")[0] == 2
+    assert not page.exists()
 
 
 @pytest.mark.parametrize(

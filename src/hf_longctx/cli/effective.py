@@ -26,6 +26,7 @@ from hf_longctx.cli.shared import (
     page_of,
     parse_lengths,
 )
+from hf_longctx.measure.defaults import TASK, TRIALS
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -35,7 +36,9 @@ def effective(
     model: Model,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="Repeatable; 'ruler' is its eleven, and qa_1 and qa_2 with --files."),
+        typer.Option(
+            "--task", help=f"Repeatable; 'ruler' is its eleven, and qa_1 and qa_2 with --files. [default: {TASK}]"
+        ),
     ] = None,
     variant: Variants = None,
     attention: Attention = None,
@@ -44,7 +47,7 @@ def effective(
     lengths: Annotated[str, typer.Option("--lengths", help="The ladder in tokens, k is 1024.")] = "1k,2k,4k,8k,16k",
     budget: Annotated[str | None, typer.Option("--budget", help="Time for all variants: 90s, 30m, 2h.")] = None,
     trials: Annotated[
-        int | None, typer.Option("--trials", help="Most trials of a length. [default: 48; 5 with --fixed]")
+        int | None, typer.Option("--trials", help=f"Most trials of a length. [default: {TRIALS}; 5 with --fixed]")
     ] = None,
     bisections: Annotated[
         int | None, typer.Option("--bisections", help="Halvings of the gap below the first failure. [default: 2]")
@@ -86,7 +89,7 @@ def effective(
     ladder, seconds = parse_lengths(lengths), None if budget is None else parse_budget(budget)
     given_files = parse_files(files or [])
     ruler = [name for name in RULER if REGISTRY[name].files is None or name in given_files]
-    asked = [name for given in (task or ["niah_single_2"]) for name in (ruler if given == "ruler" else [given])]
+    asked = [name for given in (task or [TASK]) for name in (ruler if given == "ruler" else [given])]
     for name in asked:
         if find(name).files is not None and name not in given_files:
             raise ValueError(f"--task {name} reads a file of yours, {find(name).files}: give --files {name}=FILE")
@@ -101,7 +104,7 @@ def effective(
     search = {name: value for name, value in search.items() if value is not None}
     if fixed and search:
         raise ValueError(f"--{min(search)} belongs to the search for the effective length: leave it or --fixed out")
-    trials = (5 if fixed else 48) if trials is None else trials
+    trials = (5 if fixed else TRIALS) if trials is None else trials
     ascending = tuple(sorted(set(ladder)))
     Climb(ascending, trials, **{name: value for name, value in search.items() if name != "budget"})
     chosen = asked_variants(variant, attention, rope, mamba)
@@ -192,6 +195,8 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from hf_longctx.measure.controls import caveat
+    from hf_longctx.measure.finding import unsettled_text
     from hf_longctx.measure.heatmap import length_label
 
     def label(length: int | None) -> str:
@@ -203,16 +208,23 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
         table = Table(title=f"{name}, claims {label(entry['claimed'])}", title_justify="left")
         for column in ("length", "trials", "score", "sure to be in", *found):
             table.add_column(column)
-        for row in entry["lengths"]:
-            calls = [effect["verdicts"].get(str(row["length"]), "") for effect in found.values()]
+        scored = {row["length"]: row for row in entry["lengths"]}
+        # Every rung, also of a variant that got no time: what was not asked is not left out.
+        rungs = {int(length) for effect in found.values() for length in (*effect["verdicts"], *effect["unsettled"])}
+        for length in sorted({*scored, *rungs}):
+            row = scored.get(length, {"n": 0, "score": None, "low": 0.0, "high": 1.0})
+            calls = [effect["verdicts"].get(str(length), "not asked") for effect in found.values()]
             score = "-" if row["score"] is None else f"{row['score']:.3f}"
             spread = f"{row['low']:.2f} to {row['high']:.2f}"
-            table.add_row(label(row["length"]), str(row["n"]), score, spread, *calls)
+            table.add_row(label(length), str(row["n"]), score, spread, *calls)
         console.print(table)
         for rule, effect in found.items():
+            but = f"; {open_}" if effect["low"] is not None and (open_ := caveat(entry["control"])) else ""
             console.print(
-                f"{asked(rule, effect, entry, label)}: {said(effect, label)}", highlight=False, soft_wrap=True
+                f"{asked(rule, effect, entry, label)}: {said(effect, label)}{but}", highlight=False, soft_wrap=True
             )
+            for line in unsettled_text(effect):
+                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
             console.print(f"  {curve_said(effect['curve'])}", highlight=False, soft_wrap=True)
         console.print(f"controls: {entry['control']['note']}", highlight=False, soft_wrap=True)
     for task, text in summary["text"].items():
@@ -285,7 +297,9 @@ def said(effect: dict[str, Any], label: Any) -> str:
     more = [f"{count} more full scores in a row at {label(int(length))}" for length, count in effect["needed"].items()]
     needs = f"{' and '.join(more[:1])} would pass it, with a higher --trials or --budget" if more else ""
     if not ends:
-        return f"undecided: no length has passed or failed yet{'; ' if needs else ''}{needs}"
+        passed = any(call == "pass" for call in effect["verdicts"].values())
+        why = "no length counts before all shorter ones pass" if passed else "no length has passed or failed yet"
+        return f"undecided: {why}{'; ' if needs else ''}{needs}"
     share = effect["share_of_claimed"]
     tail = f"; shown to work: {share:.0%} of what is claimed" if share is not None else ""
     tail += f"; {needs}" if needs else ""

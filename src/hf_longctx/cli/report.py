@@ -49,6 +49,8 @@ def report(
         return
     if page is not None:
         raise ValueError(f"--page {str(page)!r}: it is for comparing two runs; a run's page is RUN/report.html")
+    if limits:
+        gate.misses(run, limits)  # what the run does not have is refused before a page is written
     written = write(run, overlay=overlay, memory=memory or "h100")
     if as_json:
         parts = {part.name: dict(part.summary) for part in runs.read(run).parts}

@@ -38,15 +38,17 @@ def wall(
     ] = "h100",
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "bfloat16",
     chunk: Annotated[str, typer.Option("--chunk", help="Rows of a forward that reads in chunks.")] = "2k",
-    out: Annotated[Path | None, typer.Option("--out", help="Where the plot goes. [default: wall.png]")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document; plot only if --out is given.")
-    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File of a plot, such as wall.png; without it none is drawn.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Work out bytes and operations of a prompt by length, for standard and flash attention, patterns and Mamba-2.
 
     Raises:
-        ValueError: no such model, machine, pattern or dtype, or a plan that does not fit the model.
+        ImportError: a plot is asked for and matplotlib is not installed.
+        ValueError: no such model, machine, pattern or dtype, a plan that does not fit the model, or a plot that
+            cannot be drawn or has nowhere to go.
     """
     from hf_longctx.hf.architecture import architecture
     from hf_longctx.hf.loading import DTYPES
@@ -60,6 +62,14 @@ def wall(
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     compared, limit = methods(attention, mamba=mamba), machine(memory)
     tokens = list(LENGTHS) if lengths is None else sorted(set(parse_lengths(lengths)))
+    if out is not None and len(tokens) < 2:
+        raise ValueError(
+            f"--out {str(out)!r}: a plot needs two lengths, --lengths {lengths} is one: give more, or no --out"
+        )
+    if out is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            f'--out {str(out)!r}: a plot needs matplotlib: pip install "hf_longctx[report]", or no --out'
+        )
     try:
         rows = read_length(chunk)
     except ValueError as error:
@@ -69,21 +79,17 @@ def wall(
     document = {"model": model, "dtype": dtype} | work_out(
         sizes, compared, machine=limit, lengths=tokens, itemsize=itemsize, chunk=rows
     )
-    path = out if out or as_json else Path("wall.png")
-    missing = importlib.util.find_spec("matplotlib") is None
-    if path is not None and len(tokens) > 1 and not missing:
+    if out is not None:
         from hf_longctx.measure.wall_plot import draw
 
-        draw(document, path, f"{model}, {dtype}: what a prompt costs by length")
-        document["plot"] = str(path)
-    note = 'no plot: matplotlib is missing; pip install "hf_longctx[report]"' if missing else "no plot of one length"
+        draw(document, out, f"{model}, {dtype}: what a prompt costs by length")
+        document["plot"] = str(out)
     if as_json:
-        if path is not None and "plot" not in document:
-            typer.echo(note, err=True)
         typer.echo(json.dumps(document))
         return
     show(document)
-    typer.echo(f"plot: {document['plot']}" if "plot" in document else note)
+    if out is not None:
+        typer.echo(f"plot: {out}")
 
 
 def show(document: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .defaults import TRIALS
 from .effective import RULES, Climb, judge, summarise
 from .evaluate import Evaluation
 from .processes import here
@@ -20,7 +21,7 @@ def run_effective(
     *,
     tasks: Sequence[str],
     lengths: Sequence[int],
-    trials: int = 48,
+    trials: int = TRIALS,
     bisections: int = 2,
     confidence: float = 0.95,
     budget: float | None = None,
@@ -58,7 +59,7 @@ def run_effective(
 
     def effective(name: str) -> dict[str, Any]:
         claimed = work.store.run["variants"][name]["claimed"]
-        return summarise(work.scores(name), climb, claimed, seed=work.seed)
+        return summarise(work.scores(name), climb, claimed, seed=work.seed, unfit=work.unfit(name))
 
     with contextlib.closing(work):
         try:

@@ -9,7 +9,8 @@ Each is a scored question with one thing changed, scored against the very value 
 
 Both must be about 0. Where one is not, the score cannot be trusted. Some texts hold no other key to ask for (`lone`);
 there the wrong key is one that was never planted. A model that names the value all the same may still find what it is
-asked for, so these are told apart, with what they leave open: that the key was read. A task with several keys tells.
+asked for: its only sensible answer to any key is that value. So these take no trust away; they are told apart, and
+`caveat` says beside every verdict what they leave open: that the key was read. A task with several keys tells.
 """
 
 from __future__ import annotations
@@ -134,6 +135,25 @@ def meaning(names: Sequence[str]) -> str:
     'it names a planted value whatever is asked'
     """
     return " and ".join(_MEANS[name] for name in names)
+
+
+def caveat(control: Mapping[str, Any]) -> str:
+    """What a score that may be trusted still does not show, or nothing.
+
+    Args:
+        control: from `grade`.
+
+    >>> absent = {"kind": "control-wrong-key passkey", "lone": True, "outcome": "hit"}
+    >>> caveat(grade([absent, {"kind": "control passkey", "outcome": "miss"}]))
+    'no text held another key, so which one was asked could not matter'
+    >>> caveat(grade([absent, {"kind": "control-wrong-key vt", "outcome": "miss"}]))
+    ''
+    """
+    if control.get("trusted") is not True or control.get(WRONG_KEY, {"n": 0})["n"]:
+        return ""
+    # Whoever never reads the key names the value each time: where none was named, the key was read.
+    blind = control.get(LONE, {"hits": 0})["hits"]
+    return "no text held another key, so which one was asked could not matter" if blind else ""
 
 
 def counts(control: Mapping[str, Any]) -> str:

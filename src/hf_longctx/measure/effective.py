@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from .defaults import TRIALS
 from .falling_curve import crossing, falling_fit
+from .heatmap import length_label
 from .sequential import decide
 
 Scores = Mapping[int, Sequence[float | None]]
@@ -49,7 +51,7 @@ class Climb:
     """
 
     ladder: tuple[int, ...]
-    trials: int = 48
+    trials: int = TRIALS
     bisections: int = 2
     confidence: float = 0.95
 
@@ -187,7 +189,49 @@ def curve_length(
     return found[0], float(low), float(high)
 
 
-def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+def unsettled(scores: Scores, climb: Climb, rule: str, unfit: Mapping[int, str]) -> dict[int, str]:
+    """Why a length has neither passed nor failed, those of the ladder that were never reached included.
+
+    Args:
+        scores: so far.
+        climb: how it was looked for.
+        rule: one of `RULES`.
+        unfit: length to the reason why something of it could not be asked.
+
+    Returns:
+        Length to reason, ascending; without those that passed or failed.
+
+    >>> climb = Climb((1024, 2048, 4096), bisections=0)
+    >>> scores = {1024: [1.0] * 40, 2048: [0.0] * 9}
+    >>> unsettled(scores, climb, "absolute", {})
+    {4096: 'not asked: 2K fails, and scores are taken to fall with length'}
+    >>> unsettled({}, climb, "absolute", {})[4096]
+    'not asked: the run stopped at 1K'
+    """
+    found, base = judge(scores, climb, rule), climb.ladder[0]
+    last = next((length for length, call in found.verdicts.items() if call == "open"), None)
+    why: dict[int, str] = {}
+    for length in sorted({*climb.ladder, *found.verdicts}):
+        call, given = found.verdicts.get(length), scores.get(length, ())
+        if call is None:
+            stopped = f"the run stopped at {length_label(last)}" if last else ""
+            ended = f"{length_label(found.high)} fails, and scores are taken to fall with length" if found.high else ""
+            why[length] = f"not asked: {stopped or ended}"
+        elif call == "open":
+            asked = f"{len(given)} of at most {climb.trials} trials" if given else "its first trial"
+            why[length] = f"the run stopped {'after' if given else 'before'} {asked}"
+        elif call == "undecided" and not _valid(given):
+            why[length] = f"could not be asked: {unfit.get(length, 'every trial was invalid')}"
+        elif call == "undecided" and rule == "own" and not _valid(scores.get(base, ())):
+            why[length] = f"not comparable: {length_label(base)} could not be asked"
+        elif call == "undecided":
+            why[length] = f"not decided by its {len(given)} trials, the most that were allowed"
+    return why
+
+
+def summarise(
+    scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 0, unfit: Mapping[int, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """The effective length under each rule, as in `summary.json`.
 
     Args:
@@ -195,11 +239,12 @@ def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 
         climb: how it was looked for.
         claimed: the variant's own maximum, in tokens.
         seed: of the bootstrap.
+        unfit: length to the reason why something of it could not be asked.
 
     Returns:
         Per rule `length` (shown to work), `low` and `high` (the interval at `confidence`: at least low, below high,
-        None where open), `share_of_claimed`, `threshold`, `verdicts`, `needed` (see there, by undecided length),
-        `curve` (estimate and bootstrap interval).
+        None where open), `share_of_claimed`, `threshold`, `verdicts`, `needed` and `unsettled` (see there, by
+        length), `curve` (estimate and bootstrap interval).
 
     >>> scores = {1024: [1.0] * 40, 2048: [1.0] * 40, 4096: [0.0] * 9}
     >>> found = summarise(scores, Climb((1024, 2048, 4096), bisections=0), 8192)["absolute"]
@@ -226,6 +271,7 @@ def summarise(scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 
                 for length in sorted(found.verdicts)
                 if calls[str(length)] == "undecided" and (more := needed(scores, length, climb, rule))
             },
+            "unsettled": {str(length): why for length, why in unsettled(scores, climb, rule, unfit or {}).items()},
             "curve": {"length": curve[0], "low": curve[1], "high": curve[2]},
         }
     return result
@@ -266,6 +312,8 @@ def _test(scores: Scores, length: int, climb: Climb, rule: str) -> tuple[str, tu
     levels = {"pass_level": climb.pass_level, "fail_level": climb.fail_level}
     if rule == "absolute":
         call = decide(_valid(given), RULES[rule], **levels)
+    elif base and not _valid(base):
+        return "undecided", None  # nothing to measure against, however often one asks
     elif decide(_valid(base), FLOOR, **levels) == "fail":
         call = "fail"
     else:

@@ -23,7 +23,7 @@ from .processes import here
 from .prompts import Codec
 from .store import SCHEMA, RunStore
 from .subject import as_loaded, identity, learned_positions, look_at, patched_as
-from .tally import numbers, pair, scores, texts
+from .tally import numbers, pair, scores, texts, unfit
 from .tasks import Prompt, Unfit, find
 from .variants import Variant, as_variants
 
@@ -182,6 +182,10 @@ class Evaluation:
     def scores(self, variant: str) -> dict[int, list[float | None]]:
         """Length to the score of each trial asked, by ascending length."""
         return scores(self._rows.values(), variant, self.names)
+
+    def unfit(self, variant: str) -> dict[int, str]:
+        """Length to the reason why something of it could not be asked."""
+        return unfit(self._rows.values(), variant, self.names)
 
     def summary(self, effective: Callable[[str], Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """What has been found so far; written to the run's folder, if it has one.

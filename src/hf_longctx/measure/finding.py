@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from hf_longctx.measure.controls import failed, meaning
+from hf_longctx.measure.controls import caveat, failed, meaning
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.stats import verdict
 
@@ -76,6 +76,25 @@ def effective_text(found: Mapping[str, Any]) -> str:
     return (length_label(length) if length else "undecided") + extra
 
 
+def unsettled_text(found: Mapping[str, Any]) -> list[str]:
+    """Why lengths have neither passed nor failed, those of one reason together.
+
+    Args:
+        found: One rule's part of a summary.
+
+    >>> unsettled_text({"unsettled": {"4096": "not asked: 2K fails", "8192": "not asked: 2K fails"}})
+    ['4K, 8K not asked: 2K fails']
+    """
+    lengths: dict[str, list[str]] = {}
+    for length, why in (found.get("unsettled") or {}).items():
+        lengths.setdefault(why, []).append(length_label(int(length)))
+    # "4K could not be asked", but "4K: the run stopped".
+    return [f"{', '.join(names)}{'' if why.startswith(_JOINED) else ':'} {why}" for why, names in lengths.items()]
+
+
+_JOINED = ("not ", "could ")
+
+
 def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") -> str:
     """Effective against claimed length of one variant in a sentence, with the interval.
 
@@ -102,11 +121,11 @@ def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") ->
     how = f"{found['confidence']:.0%} interval" if found.get("confidence") else "each length judged at 95%"
     if low is None and high is None:
         extra = next(iter((found.get("needed") or {}).items()), None)
-        more = (
-            f"{extra[1]} more straight hits at {length_label(int(extra[0]))} would prove that length"
-            if extra
-            else "give more trials"
-        )
+        first = next((length for length, call in found["verdicts"].items() if call != "pass"), None)
+        if extra and extra[0] == first:
+            more = f"{extra[1]} more straight hits at {length_label(int(extra[0]))} would prove that length"
+        else:  # nothing longer counts before the shortest length has passed
+            more = next(iter(unsettled_text(found)), "give more trials")
         return f"{claim}; nothing is decided yet: {more}."
     shortest, longest = (f(map(int, found["verdicts"])) for f in (min, max))
     parts = []
@@ -118,7 +137,8 @@ def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") ->
         if low is None and not first:
             first = ", and no shorter length is proven yet"
         parts.append(f"{'and' if parts else 'it is shown'} to fail at {length_label(high)}{first}")
-    return f"{claim}; {' '.join(parts).rstrip(',')} ({how})."
+    but = f"; {open_}" if low is not None and (open_ := caveat(entry.get("control") or {})) else ""
+    return f"{claim}; {' '.join(parts).rstrip(',')} ({how}){but}."
 
 
 def cost_line(rows: Sequence[Mapping[str, Any]]) -> str:

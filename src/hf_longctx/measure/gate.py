@@ -1,4 +1,4 @@
-"""A gate for CI: does a run reach what it has to, variant by variant? What is undecided does not."""
+"""A gate for CI: does a run reach what it has to, variant by variant? What is undecided or uncontrolled does not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .defaults import TASK
 from .heatmap import length_label
 from .suite import summaries
 from .wilson import wilson
@@ -168,7 +169,14 @@ def _entries(parts: Sequence[Mapping[str, Any]], measure: Measure) -> list[tuple
 
 
 def _untrusted(entry: Entry) -> str | None:
-    return entry["control"]["note"] if entry["control"]["trusted"] is False else None
+    """Why a score counts for nothing, whatever it is: what no control stands beside is not known to be good."""
+    control = entry["control"]
+    if control["trusted"] is None:
+        return (
+            f"{control['note']}, so nothing tells what its score is worth: let the run go on, or ask beside it a task "
+            f"that has controls, such as {TASK}"
+        )
+    return None if control["trusted"] else control["note"]
 
 
 def _effective(rule: str) -> Measure:
@@ -186,6 +194,8 @@ def _effective(rule: str) -> Measure:
         if not open_ or open_[0] > want:
             return f"{head}; undecided, since no length from {length_label(want)} on has passed: ask longer ones"
         more = found.get("needed", {}).get(str(open_[0]))
+        if not more and (why := found.get("unsettled", {}).get(str(open_[0]))):
+            return f"{head}; undecided at {length_label(open_[0])}, which is no pass: {why}"
         hint = f" ({more} more straight hits would pass)" if more else ""
         return f"{head}; undecided at {length_label(open_[0])}{hint}, which is no pass: give more trials"
 

@@ -1,7 +1,8 @@
 """How sure a recall is: Wilson intervals, three-way verdicts and the effective length of a context.
 
 A recall is a share of a handful of probes, so it never travels alone: every cell carries its ``n`` and a Wilson
-score interval, and a length is called *pass*, *fail* or *undecided*, never just a number.
+score interval, and a length is called *pass*, *fail* or *undecided*, never just a number. Wilson's interval is the one
+shown; with few probes it is narrower than it says, so a verdict has to hold by the exact chances as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .binomial import at_least
 from .controls import grade, is_control
 from .wilson import wilson
 
@@ -67,6 +69,10 @@ RULES: Mapping[str, Rule] = {"absolute": Rule(0.856), "own": Rule(0.85, relative
 short-context score; arXiv 2502.05167)."""
 
 
+LEVEL = 0.05
+"""Chance of a wrong pass, and of a wrong fail, that a verdict on one length may have: "judged at 95%"."""
+
+
 def verdict(hits: int, n: int, threshold: float) -> str:
     """Whether the true recall is shown to be on one side of a threshold.
 
@@ -76,8 +82,9 @@ def verdict(hits: int, n: int, threshold: float) -> str:
         threshold: The recall to reach, in [0, 1).
 
     Returns:
-        ``"pass"`` if the lower Wilson bound reaches the threshold, ``"fail"`` if the upper one stays below it, else
-        ``"undecided"``.
+        ``"pass"`` if the lower Wilson bound reaches the threshold, and a recall below it would give so many hits with
+        a chance of at most `LEVEL`; ``"fail"`` if the upper bound stays below it, and a recall that reaches it would
+        give so few hits with a chance of at most `LEVEL`; else ``"undecided"``.
 
     Raises:
         ValueError: As `wilson`, or a threshold outside [0, 1).
@@ -85,12 +92,18 @@ def verdict(hits: int, n: int, threshold: float) -> str:
     Examples:
         >>> verdict(23, 23, 0.856), verdict(5, 5, 0.856), verdict(0, 5, 0.856)
         ('pass', 'undecided', 'fail')
+        >>> verdict(0, 1, 0.856)  # Wilson's upper bound is 0.79, and yet 1 in 7 such probes miss at the threshold
+        'undecided'
     """
     _check_threshold(threshold)
     low, high = wilson(hits, n)
-    if n and low >= threshold:
+    if threshold == 0.0:  # every recall reaches it
+        return "pass" if n else "undecided"
+    if low >= threshold and at_least(hits, n, threshold) <= LEVEL:
         return "pass"
-    return "fail" if high < threshold else "undecided"
+    if high < threshold and at_least(n - hits, n, 1 - threshold) <= LEVEL:
+        return "fail"
+    return "undecided"
 
 
 def needed(hits: int, n: int, threshold: float) -> int:
@@ -116,7 +129,8 @@ def needed(hits: int, n: int, threshold: float) -> int:
     def passes(extra: int) -> bool:
         return verdict(hits + extra, n + extra, threshold) == "pass"
 
-    # The lower bound only grows with straight hits, so double to bracket the answer, then bisect.
+    # With straight hits the lower bound only grows and the chance of so many only falls, so double to bracket the
+    # answer, then bisect.
     top = 1
     while not passes(top):
         top *= 2
@@ -145,7 +159,7 @@ def effective(
     Returns:
         Per rule ``{"length": int | None, "threshold": float | None, "verdicts": {"1024": "pass" | "fail" |
         "undecided"}, "needed": {"1024": int}}``; keys are strings as in JSON, ``needed`` lists the undecided
-        lengths that have a threshold.
+        lengths that have a threshold and a scored probe: where none could be asked, more could not be either.
 
     Raises:
         ValueError: As `wilson`.
@@ -175,7 +189,7 @@ def _judge(by_length: Mapping[int, tuple[int, int]], rule: Rule) -> dict[str, An
         else:
             call = verdict(hits, n, threshold)
         verdicts[str(length)] = call
-        if call == "undecided" and threshold:
+        if call == "undecided" and threshold and n:
             missing[str(length)] = needed(hits, n, threshold)
         climbing = climbing and call == "pass"
         if climbing:
@@ -198,7 +212,8 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, claimed: Mapping[str, int | 
         Per variant ``{"claimed", "cells", "lengths", "effective", "control", "invalid", "reasons"}``. A cell is
         ``{"length", "depth", "n", "hits", "recall", "low", "high", "invalid"}`` with ``recall`` None while ``n`` is
         0; ``lengths`` has the same pooled over depths, without ``depth``. ``effective`` and ``control`` are as
-        returned by `effective` and `controls.grade`; ``invalid`` is the number of invalid probes, controls included,
+        returned by `effective`, with the reason of each length that could not be asked in ``unsettled``, and by
+        `controls.grade`; ``invalid`` is the number of invalid probes, controls included,
         and ``reasons`` maps each reason to their number.
 
     Raises:
@@ -231,14 +246,21 @@ def _summarise_variant(rows: Sequence[Mapping[str, Any]], claimed: int | None) -
         length, depth = int(row["length"]), round(float(row["depth"]), 6)
         cells.setdefault((length, depth), []).append(row["outcome"])
         lengths.setdefault(length, []).append(row["outcome"])
+    unfit: dict[str, str] = {}
+    for row in rows:
+        if row["outcome"] == "invalid" and not is_control(row):
+            unfit.setdefault(str(row["length"]), f"could not be asked: {row.get('reason')}")
     pooled = [{"length": length, **_count(lengths[length])} for length in sorted(lengths)]
+    judged = effective({entry["length"]: (entry["hits"], entry["n"]) for entry in pooled})
+    for found in judged.values():
+        found["unsettled"] = {str(one["length"]): unfit[str(one["length"])] for one in pooled if not one["n"]}
     return {
         "claimed": claimed,
         "cells": [
             {"length": length, "depth": depth, **_count(cells[length, depth])} for length, depth in sorted(cells)
         ],
         "lengths": pooled,
-        "effective": effective({entry["length"]: (entry["hits"], entry["n"]) for entry in pooled}),
+        "effective": judged,
         "control": grade(rows),
         "invalid": sum(row["outcome"] == "invalid" for row in rows),
         "reasons": dict(Counter(str(row.get("reason")) for row in rows if row["outcome"] == "invalid")),

@@ -73,6 +73,25 @@ def numbers(rows: Sequence[Row], variant: str, tasks: Sequence[str]) -> dict[str
     }
 
 
+def unfit(rows: Iterable[Row], variant: str, tasks: Sequence[str]) -> dict[int, str]:
+    """Why something could not be asked, by length: of each length the first reason, with its task.
+
+    Args:
+        rows: as in `rows.jsonl`; controls and other variants are passed over.
+        variant: whose.
+        tasks: that a trial consists of.
+
+    >>> row = {"variant": "stock", "kind": "passkey", "length": 64, "outcome": "invalid", "reason": "too short"}
+    >>> unfit([row], "stock", ["passkey"])
+    {64: 'passkey: too short'}
+    """
+    found: dict[int, str] = {}
+    for row in rows:
+        if row["variant"] == variant and row["kind"] in tasks and row["outcome"] == "invalid":
+            found.setdefault(row["length"], f"{row['kind']}: {row['reason']}")
+    return found
+
+
 def texts(rows: Iterable[Row]) -> dict[str, dict[str, float | None]]:
     """What the prompts of each task were made of: how much of it repeats, how much the needles give away.
 

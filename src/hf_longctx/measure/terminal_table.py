@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_longctx.measure.controls import caveat
 from hf_longctx.measure.finding import effective_text
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.stats import RULES
@@ -79,6 +80,7 @@ def terminal_table(summary: Mapping[str, Any], lengths: Sequence[int] | None = N
     if not verdict:
         return table
     notes = [f"{name}: {entry['control']['note']}" for name, entry in entries.items() if _doubted(entry)]
+    notes += [f"{name}: {said}" for name, entry in entries.items() if (said := caveat(entry.get("control", {})))]
     for name, entry in entries.items():
         notes += [f"{name}: {number} invalid, not counted: {why}" for why, number in entry["reasons"].items()]
     if example:

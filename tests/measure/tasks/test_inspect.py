@@ -28,7 +28,7 @@ def test_without_the_package_the_pip_line_is_given(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ours():
-    pytest.importorskip("inspect_ai")
+    pytest.importorskip("inspect_ai", reason="needs the package inspect_ai: make harness installs and tries it")
     return importlib.import_module(MODULE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_longctx.measure.finding import verdict_line
+from hf_longctx.measure.finding import unsettled_text, verdict_line
 from hf_longctx.measure.heatmap import length_label
 from hf_longctx.measure.runs import Part
 from hf_longctx.measure.stats import RULES
@@ -22,11 +22,18 @@ def build(part: Part, overlay: Sequence[Any]) -> dict[str, Any] | None:
     judged = {name: entry for name, entry in part.variants.items() if entry["effective"]}
     if not judged:
         return None
+    # Every rung, also those that nobody was asked at.
+    rungs = {int(at) for entry in judged.values() for one in entry["effective"].values() for at in _unsettled(one)}
+    lengths = sorted({*part.lengths, *rungs})
     return {
-        "lengths": [length_label(length) for length in part.lengths],
+        "lengths": [length_label(length) for length in lengths],
         "climbed": part.kind == "tasks",
-        "rules": [_rule(rule, judged, part.lengths) for rule in RULES],
+        "rules": [_rule(rule, judged, lengths) for rule in RULES],
     }
+
+
+def _unsettled(found: Mapping[str, Any]) -> Mapping[str, str]:
+    return found.get("unsettled") or {}  # runs of an earlier version have none
 
 
 def _rule(rule: str, variants: Mapping[str, Mapping[str, Any]], lengths: Sequence[int]) -> dict[str, Any]:
@@ -55,8 +62,13 @@ def _line(name: str, entry: Mapping[str, Any], rule: str, lengths: Sequence[int]
         "share": percent(share),
         "curve": f"about {curve:,.0f}" if curve else "",
         "sentence": verdict_line(name, entry, rule),
+        "unsettled": unsettled_text(found),
         "calls": [
-            {"call": found["verdicts"].get(str(length), ""), "extra": needed.get(str(length))} for length in lengths
+            {
+                "call": found["verdicts"].get(str(length), "not asked" if str(length) in _unsettled(found) else ""),
+                "extra": needed.get(str(length)),
+            }
+            for length in lengths
         ],
     }
 
