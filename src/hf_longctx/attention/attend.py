@@ -17,6 +17,7 @@ from hf_longctx.attention.backends import ATTEND, check_backend_name
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Recent, base_of, same
 from hf_longctx.attention.request import Request, one_pattern
+from hf_longctx.compiling import eager
 from hf_longctx.patterns import Heads, Pattern
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _LAYOUTS = WeakTensorKeyDictionary()
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
+@eager
 def attend(
     query: Tensor,
     key: Tensor,

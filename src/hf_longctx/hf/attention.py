@@ -7,13 +7,13 @@ many slots of the key buffer are live, so static caches need no offset.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_longctx.compiling import eager
 from hf_longctx.hf.places import Places, made_for
 from hf_longctx.hf.round_trip import same
 from hf_longctx.patterns import Layers, Pattern, parse
@@ -33,16 +33,6 @@ _PLAN_FIELDS = {
 }  # fmt: skip
 #: Terms that some models add to the scores; dropping them silently would yield garbage.
 _UNSUPPORTED = ("s_aux", "softcap", "position_bias", "head_mask")
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def eager(function: _Function) -> _Function:
-    """What `torch.compile` must step around: the rest of a model is compiled, and `fullgraph=True` hears why not."""
-    reason = (
-        "hf_longctx chooses kernels and drops cached keys by the values of positions, so patched attention runs "
-        "outside the compiled graph: use torch.compile(model) without fullgraph=True"
-    )
-    return torch.compiler.disable(function, reason=reason)
 
 
 def register() -> None:

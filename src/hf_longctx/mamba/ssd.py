@@ -7,6 +7,7 @@ import difflib
 import torch
 from torch import Tensor
 
+from hf_longctx.compiling import eager
 from hf_longctx.mamba import checks, chunks, kernels
 
 #: What `backend` may be.
@@ -16,6 +17,7 @@ BACKENDS = ("auto", "torch", "mamba_ssm")
 CHUNK = 64
 
 
+@eager
 def ssd(
     x: Tensor,
     dt: Tensor,
