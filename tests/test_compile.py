@@ -53,7 +53,7 @@ def test_one_graph_for_all_is_refused_and_says_what_to_do(model):
 
 
 def test_operators_in_a_compiled_step_compile_nothing_anew():
-    """Whatever the lengths and patterns after the first two, forward and backward within the compiled function."""
+    """Whatever the lengths and patterns after the first, forward and backward within the compiled function."""
 
     def step(pattern, query, key, value):
         out = attend(2 * query, key, value, pattern, backend="tiled")
@@ -63,17 +63,19 @@ def test_operators_in_a_compiled_step_compile_nothing_anew():
         return out + 1, query.grad, key.grad, value.grad
 
     graphs, seen = CompileCounter(), []
-    compiled = torch.compile(step, backend=graphs)
-    for n, pattern in [(9, "window:4"), (12, "window:3+global:1"), (17, "strided:3,3"), (24, "block:5")]:
+    compiled = torch.compile(step, backend=graphs, dynamic=True)
+    for n, pattern in [(9, "window:4"), (12, "window:3+global:1"), (17, "strided:3,3")]:
         inputs = [torch.randn(1, heads, n, 8) for heads in (4, 2, 2)]
         got, expected = (run(pattern, *(x.clone().requires_grad_() for x in inputs)) for run in (compiled, step))
         torch.testing.assert_close(got, expected)
         seen.append(graphs.frame_count)
-    assert 0 < seen[1] == seen[-1]
+    assert 0 < seen[0] == seen[-1]
 
 
 @pytest.mark.parametrize(
-    "operator", [lambda x: attend(x, x, x, "window:4"), lambda x: ssd(x, x[..., 0], x[0, 0, :, 0], x, x)]
+    "operator",
+    [lambda x: attend(x, x, x, "window:4"), lambda x: ssd(x, x[..., 0], x[0, 0, :, 0], x, x)],
+    ids=["attend", "ssd"],
 )
 def test_operators_in_one_graph_are_refused_and_say_what_to_do(operator):
     with pytest.raises(RuntimeError, match=ADVICE):
