@@ -53,6 +53,9 @@ class Far(torch.Tensor):
     def __init__(self, near: Tensor):
         self.near = near
 
+    #: It has values.
+    is_meta = False
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _run(function, args, kwargs or {})

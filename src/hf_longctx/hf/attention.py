@@ -127,7 +127,7 @@ def longctx_attention(
     Raises:
         ValueError: anything that would otherwise be ignored: dropout, a 4-D mask of the user's own, score terms.
     """
-    from hf_longctx.attention.attend import attend_within
+    from hf_longctx.attention.attend import attend_within, outline
 
     _refuse(module, attention_mask, dropout, kwargs)
     stored = stored_plan(module.config)
@@ -138,6 +138,8 @@ def longctx_attention(
             f"layer {index} was saved as a Mamba layer, and stands here as attention: load the checkpoint with "
             "hf_longctx.from_pretrained"
         )
+    if query.is_meta:
+        return outline(query, key, value).transpose(1, 2), None
     places = Places.of(attention_mask)  # type: ignore[arg-type]
     dropping = _dropping(longctx_cache, layer)
     positions = places.table if dropping is None else dropping.positions(places)
