@@ -61,8 +61,8 @@ CASES = {
     "left": Case("left", 3),
     "right": Case("right", 3),
     "inner": Case("inner", 3),
-    # One token comes to an empty cache, then 19 at once to save time, and the rest one by one.
-    "token by token": Case("left", steps=(1, 19, 1)),
+    # One token comes to an empty cache, then 25 at once to save time, and the rest one by one.
+    "token by token": Case("left", steps=(1, 25, 1)),
     "in chunks": Case("left and inner", steps=(12, 12, 7)),
     "static cache": Case("left and inner", steps=(5, 25, 1), static=True),
     "packed": Case(batch=1, documents=(9, 14, 17)),

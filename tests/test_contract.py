@@ -106,18 +106,16 @@ def test_full_is_stock(family):
             atol=1e-5,
             rtol=1e-5,
         )
-    for how in (
-        {},
-        {"num_beams": 3},
-        {"cache_implementation": "static"},
-        {"prefill_chunk_size": 6},
-        {"num_beams": 2, "num_return_sequences": 2},
-        {"use_cache": False},
+    greedy = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "disable_compile": True}
+    caches = {"cache_implementation": "static"}, {"prefill_chunk_size": 6}, {"use_cache": False}
+    for search, ways in (
+        ({}, ({}, *caches)),
+        ({"num_beams": 3}, ({},)),
+        ({"num_beams": 2, "num_return_sequences": 2}, ({},)),
     ):
-        how = {"max_new_tokens": 5, "do_sample": False, "disable_compile": True} | how
-        assert torch.equal(
-            model.generate(ids, attention_mask=mask, **how), stock.generate(ids, attention_mask=mask, **how)
-        ), how
+        expected = stock.generate(ids, **greedy, **search)
+        for way in ways:
+            assert torch.equal(model.generate(ids, **greedy, **search, **way), expected), (search, way)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
