@@ -34,7 +34,7 @@ def usable(name: str, backend: str) -> bool:
 
 
 def matrix():
-    """`auto` in full; of each named backend every pattern, with every other case, and the families in turn.
+    """`auto` in full, to the engine; of each named backend every pattern, with every other case, the families in turn.
 
     The fast suite has every pair of these (see `pairs.py`), the slow one all.
     """
