@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from families import build, dense, padding, tokens
+from families import FAMILIES, build, dense, padding, tokens
 from hf_longctx.patterns import Full, Global, Heads, Layers, Pattern, SlidingWindow, gallery
 
 LENGTH = 40
@@ -45,6 +46,11 @@ class Case:
     static: bool = False
     documents: tuple[int, ...] = ()
 
+    @property
+    def holes(self) -> bool:
+        """Whether there is padding between the tokens of a row."""
+        return "inner" in self.side
+
     def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Token ids and the 2-D attention mask, (batch, LENGTH) each."""
         return tokens(self.batch, LENGTH).to(device), padding(self.side, self.batch, LENGTH).to(device)
@@ -55,12 +61,18 @@ CASES = {
     "left": Case("left", 3),
     "right": Case("right", 3),
     "inner": Case("inner", 3),
-    # One token comes to an empty cache, then 19 at once to save time, and the rest one by one.
-    "token by token": Case("left", steps=(1, 19, 1)),
-    "in chunks": Case("left", steps=(12, 12, 7)),
-    "static cache": Case("left", steps=(5, 25, 1), static=True),
+    # One token comes to an empty cache, then 25 at once to save time, and the rest one by one.
+    "token by token": Case("left", steps=(1, 25, 1)),
+    "in chunks": Case("left and inner", steps=(12, 12, 7)),
+    "static cache": Case("left and inner", steps=(5, 25, 1), static=True),
     "packed": Case(batch=1, documents=(9, 14, 17)),
 }
+
+
+def case_of(name: str, config) -> Case:
+    """A case as a model can run it: with windows of its own, whose static cache counts holes, padding stays left."""
+    one = CASES[name]
+    return replace(one, side="left") if one.static and getattr(config, "sliding_window", None) else one
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -71,13 +83,16 @@ def positions(mask: Tensor) -> Tensor:
 def single_patterns(name: str) -> list[Pattern]:
     """The patterns in an entry of `PATTERNS`, one for each kind of layer or head."""
     pattern = PATTERNS[name]
-    each = [p for _, p in pattern.plan] if isinstance(pattern, Layers) else [pattern]
-    return [one for p in each for one in (p.entries if isinstance(p, Heads) else (p,))]
+    return entries([p for _, p in pattern.plan] if isinstance(pattern, Layers) else [pattern])
 
 
-def run(model, case_name: str) -> Tensor:
+def entries(patterns: Iterable[Pattern]) -> list[Pattern]:
+    """Those by head split into what each head has."""
+    return [one for p in patterns for one in (p.entries if isinstance(p, Heads) else (p,))]
+
+
+def run(model, case: Case) -> Tensor:
     """Logits (batch, LENGTH, vocabulary) of a patched model, run as the case says."""
-    case = CASES[case_name]
     ids, mask = case.tensors(model.device)
     with torch.no_grad():
         if case.documents:
@@ -116,6 +131,6 @@ def expected(
     family: str, name: str, case: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Logits of the stock eager model under dense masks, each document by itself, and which tokens are real."""
-    one = CASES[case]
+    one = case_of(case, FAMILIES[family][0]())
     # Steps and caches change how it is run, not what comes out.
     return _expected(family, name, Case(one.side, one.batch, documents=one.documents), device, dtype)

@@ -86,15 +86,15 @@ def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
 
 
 def padding(side: str, batch: int, length: int) -> torch.Tensor:
-    """A 2-D attention mask (batch, length): row i has 5 i padding tokens on a side, or two holes inside."""
+    """A 2-D attention mask (batch, length): row i has 5 i padding tokens on a side, holes inside, or both."""
     mask = torch.ones(batch, length, dtype=torch.long)
     for row in range(1, batch):
-        if side == "left":
-            mask[row, : 5 * row] = 0
-        elif side == "right":
+        start = 5 * row if side in ("left", "left and inner") else 0
+        mask[row, :start] = 0
+        if side == "right":
             mask[row, length - 5 * row :] = 0
-        elif side == "inner":
-            mask[row, 3 * row : 3 * row + 2] = 0
+        elif side in ("inner", "left and inner"):
+            mask[row, start + 3 * row : start + 3 * row + 2] = 0
             mask[row, length // 2] = 0
     return mask
 

@@ -8,11 +8,12 @@ GPU. The CUDA kernels of `attention/kernels.py` are emulated in float64, with th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 
 FAR = torch.device("meta")
 aten = torch.ops.aten
@@ -53,6 +54,9 @@ class Far(torch.Tensor):
     def __init__(self, near: Tensor):
         self.near = near
 
+    #: It has values.
+    is_meta = False
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _run(function, args, kwargs or {})
@@ -67,8 +71,8 @@ class FarDevice(TorchDispatchMode):
 
 def _run(function, args, kwargs):
     # `torch.tensor([], device=...)`, which asks no mode.
-    args, kwargs = tree_map_only(Tensor, lambda x: Far(torch.empty(0)) if _nothing(x) else x, (args, kwargs))
-    tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+    args, kwargs = _mapped(lambda x: Far(torch.empty(0)) if _nothing(x) else x, (args, kwargs))
+    tensors = list(_tensors((args, kwargs)))
     far = any(isinstance(x, Far) for x in tensors)
     named = kwargs.get("device")
     by_mask = function is aten.index.Tensor and any(x is not None and x.dtype == torch.bool for x in args[1])
@@ -84,10 +88,27 @@ def _run(function, args, kwargs):
     if function is aten.copy_.default:
         far = isinstance(args[0], Far)
         WAITS.extend([str(function)] * (isinstance(args[1], Far) and not far))
-    args, kwargs = tree_map_only(Far, lambda x: x.near, (args, kwargs))
+    args, kwargs = _mapped(lambda x: x.near if isinstance(x, Far) else x, (args, kwargs))
     own = {aten._efficient_attention_forward.default: _forward, aten._efficient_attention_backward.default: _backward}
     result = own.get(function, function)(*args, **kwargs)
-    return tree_map_only(Tensor, Far, result) if far else result
+    return _mapped(Far, result) if far else result
+
+
+def _mapped(change: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """An operator's arguments or results with each tensor changed; torch's own trees take longer than operators."""
+    if isinstance(x, Tensor):
+        return change(x)
+    if type(x) in (tuple, list):
+        return type(x)([_mapped(change, one) for one in x])
+    return {name: _mapped(change, one) for name, one in x.items()} if type(x) is dict else x
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, tuple | list | dict):
+        for one in x.values() if isinstance(x, dict) else x:
+            yield from _tensors(one)
 
 
 def _nothing(x):

@@ -1,23 +1,35 @@
-"""torch.compile of a patched model: the same logits, attention outside the graph; fullgraph is refused."""
+"""torch.compile of a patched model and of the operators: the same results, ours outside the graph; no fullgraph."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import hf_longctx as lc
 from families import build, tokens
+from hf_longctx.attention import attend
 from hf_longctx.hf.eviction import EvictingLayer
+from hf_longctx.mamba import ssd
 from hf_longctx.patterns import Global, SlidingWindow
 
 LENGTH = 24
 
 
+ADVICE = "run outside the compiled graph: use torch.compile without fullgraph=True"
+
+
+@pytest.fixture(autouse=True)
+def afresh():
+    """Nothing is compiled yet, and what is stays here."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture
 def model():
-    torch._dynamo.reset()
-    yield lc.patch(build("llama", num_hidden_layers=2), attention=SlidingWindow(5) | Global(2))
-    torch._dynamo.reset()
+    return lc.patch(build("llama", num_hidden_layers=2), attention=SlidingWindow(5) | Global(2))
 
 
 def test_the_rest_of_the_model_is_compiled(model):
@@ -36,8 +48,38 @@ def test_the_rest_of_the_model_is_compiled(model):
 
 def test_one_graph_for_all_is_refused_and_says_what_to_do(model):
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    with pytest.raises(RuntimeError, match=r"use torch.compile\(model\) without fullgraph=True"), torch.no_grad():
+    with pytest.raises(RuntimeError, match=ADVICE), torch.no_grad():
         compiled(tokens(1, LENGTH), use_cache=False)
+
+
+def test_operators_in_a_compiled_step_compile_nothing_anew():
+    """Whatever the lengths and patterns after the first, forward and backward within the compiled function."""
+
+    def step(pattern, query, key, value):
+        out = attend(2 * query, key, value, pattern, backend="tiled")
+        x, rates = out.transpose(1, 2), torch.ones(query.shape[1])
+        out = ssd(x, x[..., 0] ** 2, -rates, key.transpose(1, 2), value.transpose(1, 2))
+        (out * out).sum().backward()
+        return out + 1, query.grad, key.grad, value.grad
+
+    graphs, seen = CompileCounter(), []
+    compiled = torch.compile(step, backend=graphs, dynamic=True)
+    for n, pattern in [(9, "window:4"), (12, "window:3+global:1"), (17, "strided:3,3")]:
+        inputs = [torch.randn(1, heads, n, 8) for heads in (4, 2, 2)]
+        got, expected = (run(pattern, *(x.clone().requires_grad_() for x in inputs)) for run in (compiled, step))
+        torch.testing.assert_close(got, expected)
+        seen.append(graphs.frame_count)
+    assert 0 < seen[0] == seen[-1]
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [lambda x: attend(x, x, x, "window:4"), lambda x: ssd(x, x[..., 0], x[0, 0, :, 0], x, x)],
+    ids=["attend", "ssd"],
+)
+def test_operators_in_one_graph_are_refused_and_say_what_to_do(operator):
+    with pytest.raises(RuntimeError, match=ADVICE):
+        torch.compile(operator, backend="eager", fullgraph=True)(torch.randn(1, 4, 9, 8))
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ from transformers import DynamicCache, StaticCache
 
 import flash_emulation
 import hf_longctx as lc
-from contract import CASES, LENGTH, PATTERNS, expected, positions, run, single_patterns
+from contract import CASES, LENGTH, PATTERNS, case_of, entries, expected, positions, run, single_patterns
 from families import FAMILIES, build, dense, padding, tokens
-from hf_longctx.attention import BACKENDS, backends, check_backend, flash
-from hf_longctx.patterns import Full, Global, SlidingWindow
+from hf_longctx.attention import BACKENDS, backends, break_even, check_backend, flash
+from hf_longctx.hf.layers import plan_layers
+from hf_longctx.patterns import Full, Global, Pattern, SlidingWindow
 from pairs import covering, pairwise
 
 #: Those whose kernel is stood in for on the CPU: FlexAttention by its own dense formula, flash by an emulation.
@@ -33,7 +34,7 @@ def usable(name: str, backend: str) -> bool:
 
 
 def matrix():
-    """`auto` in full; of each named backend every pattern, with every other case, and the families in turn.
+    """`auto` in full, to the engine; of each named backend every pattern, with every other case, the families in turn.
 
     The fast suite has every pair of these (see `pairs.py`), the slow one all.
     """
@@ -58,12 +59,29 @@ def stand_in(request, monkeypatch):
         monkeypatch.setitem(backends._CANNOT, "flash", lambda _: None)
 
 
+@pytest.fixture
+def tiled(monkeypatch) -> set[Pattern]:
+    """`auto` does with these inputs as it does with long ones. Gives the patterns that the engine ran."""
+    ran, compute = set(), backends.ATTEND["tiled"]
+
+    def note(query, key, value, pattern, *args, **kwargs):
+        ran.add(pattern)
+        return compute(query, key, value, pattern, *args, **kwargs)
+
+    monkeypatch.setattr(break_even, "FEWEST", 0)
+    monkeypatch.setattr(break_even, "MOST", 0)
+    monkeypatch.setitem(backends.ATTEND, "tiled", note)
+    return ran
+
+
 @pytest.mark.parametrize(("name", "backend", "family", "case"), pairwise(rows=matrix()))
-def test_contract(name, backend, family, case, stand_in):
-    """Logits of every real token; see `contract.py` for the cases."""
+def test_contract(name, backend, family, case, stand_in, tiled):
+    """Logits of every real token; see `contract.py` for the cases. `auto` takes each layer's pattern to the engine."""
     model = lc.patch(build(family), attention=PATTERNS[name], backend=backend)
-    got, (want, real) = run(model, case), expected(family, name, case)
+    got, (want, real) = run(model, case_of(case, model.config)), expected(family, name, case)
     torch.testing.assert_close(got[real], want[real], atol=1e-4, rtol=1e-4)
+    layers = [plan.pattern for plan in plan_layers(model, PATTERNS[name], "intersect")]
+    assert tiled == (set(entries(layers)) if backend in ("auto", "tiled") else set())
 
 
 def test_every_pair_is_among_those_tested():
@@ -88,18 +106,16 @@ def test_full_is_stock(family):
             atol=1e-5,
             rtol=1e-5,
         )
-    for how in (
-        {},
-        {"num_beams": 3},
-        {"cache_implementation": "static"},
-        {"prefill_chunk_size": 6},
-        {"num_beams": 2, "num_return_sequences": 2},
-        {"use_cache": False},
+    greedy = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "disable_compile": True}
+    caches = {"cache_implementation": "static"}, {"prefill_chunk_size": 6}, {"use_cache": False}
+    for search, ways in (
+        ({}, ({}, *caches)),
+        ({"num_beams": 3}, ({},)),
+        ({"num_beams": 2, "num_return_sequences": 2}, ({},)),
     ):
-        how = {"max_new_tokens": 5, "do_sample": False, "disable_compile": True} | how
-        assert torch.equal(
-            model.generate(ids, attention_mask=mask, **how), stock.generate(ids, attention_mask=mask, **how)
-        ), how
+        expected = stock.generate(ids, **greedy, **search)
+        for way in ways:
+            assert torch.equal(model.generate(ids, **greedy, **search, **way), expected), (search, way)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

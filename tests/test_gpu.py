@@ -7,7 +7,7 @@ import torch
 
 import hf_longctx as lc
 from attention_cases import error, gradients, plain, rounding, seen
-from contract import CASES, PATTERNS, expected, run, single_patterns
+from contract import CASES, PATTERNS, case_of, expected, run, single_patterns
 from families import FAMILIES, build, tokens
 from hf_longctx.attention import BACKENDS, attend, check_backend
 from hf_longctx.patterns import Pattern, gallery, parse
@@ -41,7 +41,7 @@ def test_contract(name, backend, family, case):
     exact, real = expected(family, name, case, device="cuda")
     usual, _ = expected(family, name, case, device="cuda", dtype=torch.bfloat16)
     model = lc.patch(build(family).to("cuda", torch.bfloat16), attention=PATTERNS[name], backend=backend)
-    got = run(model, case).float()
+    got = run(model, case_of(case, model.config)).float()
     assert error(got[real], exact[real]) <= 2 * error(usual.float()[real], exact[real]) + 1e-3
 
 
@@ -85,8 +85,10 @@ def test_attend_forward_and_backward(backend, pattern, dtype, size, where):
 @torch.no_grad()
 def test_hybrids(family, case):
     """Mamba-2 layers, by whichever kernels are installed, against float32 on the CPU: twice bfloat16's error there."""
-    real = CASES[case].tensors()[1].bool()
-    exact = run(hybrid(family), case)[real]
+    model = hybrid(family)
+    case = case_of(case, model.config)
+    real = case.tensors()[1].bool()
+    exact = run(model, case)[real]
     usual = run(hybrid(family).to(torch.bfloat16), case).float()[real]
     got = run(hybrid(family).to(CUDA, torch.bfloat16), case).float().cpu()[real]
     assert error(got, exact) <= 2 * error(usual, exact) + 1e-2

@@ -264,3 +264,11 @@ def test_describe_shows_each_layer():
     assert [layer.reach_so_far for layer in stock.layers] == [11, None, None]
     assert not stock.patched
     assert stock.reach is None
+
+
+def test_a_patched_model_on_the_meta_device_has_shapes():
+    """With a cache that drops keys, and padding."""
+    model, ids = lc.patch(build("mistral"), attention="window:5+global:2").to("meta"), tokens(2, 20).to("meta")
+    out = model(ids[:, :12], attention_mask=torch.ones_like(ids)[:, :12], use_cache=True)
+    out = model(ids[:, 12:], attention_mask=torch.ones_like(ids), past_key_values=out.past_key_values)
+    assert (out.logits.device.type, out.logits.shape) == ("meta", (2, 8, model.config.vocab_size))

@@ -287,3 +287,15 @@ def test_values_of_another_head_size():
 def test_nothing_in_nothing_out():
     assert attend(Q[:, :, :0], K, K, Full()).shape == (2, 4, 0, 8)
     assert attend(Q[:0], K[:0], K[:0], Full()).shape == (0, 4, 10, 8)
+
+
+@pytest.mark.parametrize("backend", ["auto", "tiled", "flash"])
+def test_the_meta_device_has_shapes_and_gradients_of_shapes(backend):
+    """As torch's own operators do, and bad input is named there too."""
+    query, key, value = (x.to("meta", torch.bfloat16) for x in (Q, K, K[..., :5]))
+    valid = torch.ones(2, 12, dtype=torch.bool, device="meta")
+    out = attend(query.requires_grad_(), key, value, "window:4", backend=backend, valid=valid)
+    assert (out.device.type, out.dtype, out.shape) == ("meta", torch.bfloat16, (2, 4, 10, 5))
+    assert torch.autograd.grad(out.sum(), query)[0].shape == Q.shape
+    with pytest.raises(ValueError, match="only 9 keys"):
+        attend(query, key[:, :, :9], value[:, :, :9], "window:4", backend=backend)

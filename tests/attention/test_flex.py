@@ -109,15 +109,15 @@ def counted(monkeypatch):
 def test_a_new_mask_is_no_new_graph(counted):
     """By layer, by head, padded: the graph knows the shapes of the mask, not what is in it."""
     rng = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 4, 300, 16, generator=rng), torch.randn(2, 2, 300, 16, generator=rng)
+    q, k = torch.randn(2, 4, 200, 16, generator=rng), torch.randn(2, 2, 200, 16, generator=rng)
     graphs = []
-    for layer in range(3):
+    for layer in range(2):
         for pattern in (Random(2, 32) | SlidingWindow(8), Random(1, 16, seed=5) | SlidingWindow(40)):
             attend(q, k, k, pattern, backend="flex", layer=layer)
     graphs.append(counted["unique_graphs"])
-    for cut in (3, 60, 200):
+    for cut in (3, 150):
         for pattern in (Full(), SlidingWindow(9), Block(64)):
-            attend(q, k, k, pattern, backend="flex", valid=(torch.arange(300) >= cut).expand(2, -1))
+            attend(q, k, k, pattern, backend="flex", valid=(torch.arange(200) >= cut).expand(2, -1))
     graphs.append(counted["unique_graphs"])
     assert graphs == [1, 2]
 

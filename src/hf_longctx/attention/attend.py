@@ -10,6 +10,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_longctx.attention import backends, decode, flash
@@ -17,6 +18,7 @@ from hf_longctx.attention.backends import ATTEND, check_backend_name
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Recent, base_of, same
 from hf_longctx.attention.request import Request, one_pattern
+from hf_longctx.compiling import eager
 from hf_longctx.patterns import Heads, Pattern
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ _LAYOUTS = WeakTensorKeyDictionary()
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
+@eager
 def attend(
     query: Tensor,
     key: Tensor,
@@ -61,7 +64,8 @@ def attend(
 
     Returns:
         (B, Hq, Lq, Dv) in the query's dtype. Under `torch.autocast` in autocast's dtype, in which it is then computed,
-        whatever the backend and the length: so does torch's own attention (float64 stays as it is there).
+        whatever the backend and the length: so does torch's own attention (float64 stays as it is there). On the meta
+        device it has a shape and a dtype alone, whatever the backend.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -80,8 +84,20 @@ def attend(
     _check_where(query, key, valid, segments, positions)
     if not isinstance(layer, int) or layer < 0:
         raise ValueError(f"layer is {layer!r}: it must be the index of a layer, from 0 on")
+    if query.is_meta:
+        return outline(query, key, value)
     layout = _layout(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
     return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
+
+
+def outline(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The result on the meta device, where there are shapes, dtypes and gradients of these, but no values.
+
+    >>> query, key = torch.empty(1, 4, 3, 8, device="meta"), torch.empty(1, 2, 6, 8, device="meta")
+    >>> attend(query, key, key[..., :5], "window:2").shape
+    torch.Size([1, 4, 3, 5])
+    """
+    return scaled_dot_product_attention(query, key, value, enable_gqa=True)
 
 
 def attend_within(

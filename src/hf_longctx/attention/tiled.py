@@ -23,6 +23,7 @@ from hf_longctx.attention import kernels, views
 from hf_longctx.attention.jobs import Job, all_jobs, real_tokens
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.request import Request
+from hf_longctx.compiling import eager
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import Piece, disjoint, shapes_of
 from hf_longctx.patterns.tiles import Tile, lower
@@ -153,6 +154,7 @@ class _Tiled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @eager
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors

@@ -7,13 +7,13 @@ many slots of the key buffer are live, so static caches need no offset.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_longctx.compiling import eager
 from hf_longctx.hf.places import Places, made_for
 from hf_longctx.hf.round_trip import same
 from hf_longctx.patterns import Layers, Pattern, parse
@@ -33,16 +33,6 @@ _PLAN_FIELDS = {
 }  # fmt: skip
 #: Terms that some models add to the scores; dropping them silently would yield garbage.
 _UNSUPPORTED = ("s_aux", "softcap", "position_bias", "head_mask")
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def eager(function: _Function) -> _Function:
-    """What `torch.compile` must step around: the rest of a model is compiled, and `fullgraph=True` hears why not."""
-    reason = (
-        "hf_longctx chooses kernels and drops cached keys by the values of positions, so patched attention runs "
-        "outside the compiled graph: use torch.compile(model) without fullgraph=True"
-    )
-    return torch.compiler.disable(function, reason=reason)
 
 
 def register() -> None:
@@ -137,7 +127,7 @@ def longctx_attention(
     Raises:
         ValueError: anything that would otherwise be ignored: dropout, a 4-D mask of the user's own, score terms.
     """
-    from hf_longctx.attention.attend import attend_within
+    from hf_longctx.attention.attend import attend_within, outline
 
     _refuse(module, attention_mask, dropout, kwargs)
     stored = stored_plan(module.config)
@@ -148,6 +138,8 @@ def longctx_attention(
             f"layer {index} was saved as a Mamba layer, and stands here as attention: load the checkpoint with "
             "hf_longctx.from_pretrained"
         )
+    if query.is_meta:
+        return outline(query, key, value).transpose(1, 2), None
     places = Places.of(attention_mask)  # type: ignore[arg-type]
     dropping = _dropping(longctx_cache, layer)
     positions = places.table if dropping is None else dropping.positions(places)

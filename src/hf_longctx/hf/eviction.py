@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from hf_longctx.hf.attention import eager
+from hf_longctx.compiling import eager
 from hf_longctx.hf.places import Places
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import Own

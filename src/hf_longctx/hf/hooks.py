@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any, cast
 
+from hf_longctx.compiling import eager
 from hf_longctx.hf import caches, lengths
-from hf_longctx.hf.attention import eager, stored_plan
+from hf_longctx.hf.attention import stored_plan
 from hf_longctx.hf.cache_argument import cache_among
 from hf_longctx.hf.places import forget
 from hf_longctx.hf.tokens import tokens_of

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_longctx.hf.attention import TEACHER, eager
+from hf_longctx.compiling import eager
+from hf_longctx.hf.attention import TEACHER
 from hf_longctx.hf.cache_argument import cache_among
 from hf_longctx.hf.layers import attention_modules, own_window
 from hf_longctx.hf.tokens import Tokens

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hf_longctx.compiling import eager
 from hf_longctx.mamba import chunk as one_chunk
 from hf_longctx.mamba.chunk import Chunk, Gradients, Inputs, working
 
@@ -164,6 +165,7 @@ class _Scan(torch.autograd.Function):
         return out, final
 
     @staticmethod
+    @eager
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         x, dt, A, B, C, D, documents, kept = ctx.saved_tensors

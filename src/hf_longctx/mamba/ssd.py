@@ -7,6 +7,7 @@ import difflib
 import torch
 from torch import Tensor
 
+from hf_longctx.compiling import eager
 from hf_longctx.mamba import checks, chunks, fused_step, kernels
 
 #: What `backend` may be, of the scan and of one step.
@@ -17,6 +18,7 @@ STEP_BACKENDS = (*BACKENDS, "numba")
 CHUNK = 64
 
 
+@eager
 def ssd(
     x: Tensor,
     dt: Tensor,
