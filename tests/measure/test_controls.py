@@ -27,7 +27,9 @@ def rows(kind, hits, n):
     ("absent", "wrong", "trusted", "fails"),
     [
         ((0, 9), (0, 9), True, []),
-        ((1, 9), (1, 9), True, []),  # one of nine may be chance
+        ((1, 20), (1, 20), True, []),  # one in twenty is what the limit allows
+        ((1, 9), (1, 9), None, []),  # one of nine may be chance, or not
+        ((0, 20), (1, 5), None, []),
         ((3, 3), (0, 9), False, ["no-needle"]),
         ((0, 9), (3, 3), False, ["wrong-key"]),
         ((3, 3), (3, 3), False, ["no-needle", "wrong-key"]),
@@ -65,7 +67,7 @@ READERS = {  # what is said; score, hits without the needle, hits with the wrong
 def test_whoever_says_the_number_that_it_sees_is_found_out(reader, model, tokenizer, monkeypatch, tmp_path):
     say, score, absent, wrong = READERS[reader]
     monkeypatch.setattr(answer, "ask", answering(tokenizer, say))
-    options = {"tasks": ["niah_single_2"], "lengths": [500], "trials": 3, "controls": 3, "out": tmp_path}
+    options = {"tasks": ["niah_single_2"], "lengths": [500], "trials": 3, "controls": 1, "out": tmp_path}
     found = run_tasks(model, tokenizer, **options)["variants"]["stock"]
     assert found["cells"][0]["score"] == score
     control = found["control"]
@@ -83,7 +85,7 @@ def test_whoever_says_the_number_that_it_sees_is_found_out(reader, model, tokeni
 def test_the_default_task_takes_the_trust_of_whoever_does_not_read_the_key(reader, model, tokenizer, monkeypatch):
     say, *_ = READERS[reader]
     monkeypatch.setattr(answer, "ask", answering(tokenizer, say))
-    options = {"tasks": [defaults.TASK], "lengths": [700], "trials": 12, "controls": 12}
+    options = {"tasks": [defaults.TASK], "lengths": [700], "trials": 12, "controls": 1}
     control = run_tasks(model, tokenizer, **options)["variants"]["stock"]["control"]
     assert (control["wrong-key"]["n"], control[LONE]["n"]) == (12, 0)
     assert failed(control) == (["wrong-key"] if reader == "says the number it sees" else [])

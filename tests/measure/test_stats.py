@@ -230,10 +230,12 @@ def test_an_unknown_outcome_is_refused():
 
 
 @given(counts(most=60))
-def test_control_is_believed_unless_its_hit_rate_is_surely_above_the_limit(count):
+def test_control_is_believed_where_few_enough_are_hits(count):
+    """Distrusted where the rate is surely above the limit; undecided where it only seems so."""
     hits, n = count
     rows = [row("hit", kind="control")] * hits + [row("miss", kind="control")] * (n - hits) + [row("hit")] * 9
     found = stats.grade(rows)
     assert (found["no-needle"]["hits"], found["no-needle"]["n"]) == count
-    assert found["trusted"] is (None if n == 0 else not stats.wilson(hits, n)[0] > 0.05)
+    believed = n > 0 and hits / n <= 0.05
+    assert found["trusted"] is (True if believed else False if stats.wilson(hits, n)[0] > 0.05 else None)
     assert ("cannot be trusted" in found["note"]) is (found["trusted"] is False)

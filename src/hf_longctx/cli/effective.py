@@ -230,7 +230,7 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
     for task, text in summary["text"].items():
         shares = {key: "none" if text[key] is None else f"{text[key]:.0%}" for key in text}
         console.print(
-            f"{task}: {shares['unique_share']} of its runs of 8 tokens come once; needles hold "
+            f"{task}: {shares['unique_share']} of its runs of 8 tokens are distinct; needles hold "
             f"{shares['overlap']} of their questions' words",
             highlight=False,
             soft_wrap=True,

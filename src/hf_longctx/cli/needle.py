@@ -134,7 +134,7 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
     text = summary["haystack"]
     lines = [
         *damage_lines(summary["damage"]),
-        f"text: {text['label']}; {_share(text, 'unique_share')} of its runs of 8 tokens come once; needles hold "
+        f"text: {text['label']}; {_share(text, 'unique_share')} of its runs of 8 tokens are distinct; needles hold "
         f"{_share(text, 'overlap')} of their questions' words",
         f"prefill tokens: {spent:,} spent, {saved:,} saved against one prefill a cell",
         "controls, hits of asked: "

@@ -66,6 +66,10 @@ def wall(
         raise ValueError(
             f"--out {str(out)!r}: a plot needs two lengths, --lengths {lengths} is one: give more, or no --out"
         )
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"--out {str(out)!r}: there is no folder {out.parent}: create it or choose another path")
+    if out is not None and (out.is_dir() or not out.suffix):
+        raise ValueError(f"--out {str(out)!r}: it must be a file with an image's ending, such as wall.png")
     if out is not None and importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             f'--out {str(out)!r}: a plot needs matplotlib: pip install "hf_longctx[report]", or no --out'

@@ -6,10 +6,11 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from .defaults import TRIALS
-from .effective import RULES, Climb, judge, summarise
+from .effective import RULES, Climb, Scores, judge, summarise
 from .evaluate import Evaluation
 from .processes import here
 from .variants import Variant
@@ -30,8 +31,9 @@ def run_effective(
 ) -> dict[str, Any]:
     """Find the effective length of a model and of patched variants of it, with its interval, under both rules.
 
-    Every variant gets an equal share of the time that is left when its turn comes. A run that the budget ends says
-    `undecided` where it could not finish; started again in its folder with more it goes on.
+    Every variant gets an equal share of the time that is left when its turn comes, and what some leave over goes to
+    those that could use more. A run that the budget ends says `undecided` where it could not finish; started again in
+    its folder with more it goes on.
 
     Args:
         model: a Hugging Face causal LM; one that is patched is patched again in the same way afterwards.
@@ -55,6 +57,7 @@ def run_effective(
         raise ValueError(f"budget={budget!r}: give a number of seconds above 0")
     climb = Climb(tuple(sorted(set(lengths))), trials, bisections, confidence)
     work = Evaluation(model, tokenizer, tasks=tasks, longest=climb.ladder[-1], **options)
+    work.store.note("climb", asdict(climb) | {"ladder": list(climb.ladder)})
     end = None if budget is None else clock() + budget
 
     def effective(name: str) -> dict[str, Any]:
@@ -63,15 +66,7 @@ def run_effective(
 
     with contextlib.closing(work):
         try:
-            for index, variant in enumerate(work.variants):
-                # What to ask next depends on the answers so far, so several processes share out whole variants.
-                with work.claim(variant.name) as mine:
-                    if not mine:
-                        continue
-                    left = math.ceil((len(work.variants) - index) / here().count)
-                    until = None if end is None else clock() + (end - clock()) / left
-                    with work.as_variant(variant):
-                        _search(work, variant, climb, clock, until)
+            while _round(work, climb, clock, end):
                 work.summary(effective)
             work.store.wait()
         finally:
@@ -79,6 +74,28 @@ def run_effective(
             summary = work.summary(effective)
     work.report()
     return summary
+
+
+def _round(work: Evaluation, climb: Climb, clock: Callable[[], float], end: float | None) -> bool:
+    """Go once through the variants that want more; False where there was none to go on with, or no time."""
+    waiting = [variant for variant in work.variants if _wanted(work.scores(variant.name), climb)]
+    went_on = False
+    for index, variant in enumerate(waiting):
+        # What to ask next depends on the answers so far, so several processes share out whole variants.
+        with work.claim(variant.name) as mine:
+            scores = work.scores(variant.name)  # another process may have been at it
+            if not mine or not _wanted(scores, climb) or (end is not None and clock() >= end):
+                continue
+            left = math.ceil((len(waiting) - index) / here().count)
+            until = None if end is None else clock() + (end - clock()) / left
+            with work.as_variant(variant):
+                _search(work, variant, climb, clock, until)
+            went_on = True
+    return went_on
+
+
+def _wanted(scores: Scores, climb: Climb) -> bool:
+    return any(judge(scores, climb, rule).ask is not None for rule in RULES)
 
 
 def _search(work: Evaluation, variant: Variant, climb: Climb, clock: Callable[[], float], until: float | None) -> None:

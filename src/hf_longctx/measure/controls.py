@@ -7,7 +7,8 @@ Each is a scored question with one thing changed, scored against the very value 
 - `wrong-key`: the text is the same, and the question is for another of its keys. Hits come from a model that says one
   value whatever is asked: the rate is the part of the score that does not depend on the question.
 
-Both must be about 0. Where one is not, the score cannot be trusted. Some texts hold no other key to ask for (`lone`);
+Both must be about 0. Where one is shown not to be, the score cannot be trusted; where more than one in twenty is a
+hit, and they are too few to show anything, that is undecided. Some texts hold no other key to ask for (`lone`);
 there the wrong key is one that was never planted. A model that names the value all the same may still find what it is
 asked for: its only sensible answer to any key is that value. So these take no trust away; they are told apart, and
 `caveat` says beside every verdict what they leave open: that the key was read. A task with several keys tells.
@@ -80,14 +81,19 @@ def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``{"trusted", "failed", "note", "no-needle", "wrong-key", "absent-key"}``: each control has ``n``, ``hits``,
         ``low`` and ``high`` (95% Wilson). ``failed`` names those whose lower bound is above `LIMIT`; ``trusted`` is
-        False where there are any, None if no control was scored, else True. ``absent-key`` holds the wrong
+        False where there are any, None if the hits of one are more than `LIMIT` all the same, or no control was
+        scored, else True. ``absent-key`` holds the wrong
         keys that no text holds, which are in none of these. A run of an earlier version has no wrong key.
 
     Examples:
         >>> grade([{"kind": "control", "outcome": "hit"}] * 3)["note"]
         '3 of 3 questions about a needle that was never there were "answered": its score cannot be trusted'
-        >>> grade([{"kind": "control", "outcome": "miss"}] * 3)["trusted"]
-        True
+        >>> found = grade([{"kind": "control", "outcome": "miss"}] * 20)
+        >>> found["trusted"], found["note"]
+        (True, '0 of 20 questions about a needle that was never there were "answered" (at most 16% at 95%)')
+        >>> found = grade([{"kind": "control", "outcome": one} for one in ("hit", *["miss"] * 9)])
+        >>> print(found["trusted"], found["note"])
+        None 1 of 10 questions about a needle that was never there were "answered": too few to tell what that means
         >>> found = grade([{"kind": "control-wrong-key vt", "outcome": "miss", "score": 0.2}] * 3)
         >>> found["trusted"], found["wrong-key"]["hits"], found["no-needle"]["n"]
         (False, 3, 0)
@@ -111,6 +117,13 @@ def grade(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     if failed:
         note = f"{' and '.join(counts[name] for name in failed)}: its score cannot be trusted"
         return {"trusted": False, "failed": failed, "note": note, **found}
+    open_ = [name for name in CONTROLS if found[name]["hits"] > LIMIT * found[name]["n"]]
+    if open_:
+        note = f"{' and '.join(counts[name] for name in open_)}: too few to tell what that means"
+        return {"trusted": None, "failed": [], "note": note, **found}
+    for name in CONTROLS:
+        if name in counts:
+            counts[name] += f" (at most {found[name]['high']:.0%} at 95%)"
     return {"trusted": True, "failed": [], "note": "; ".join(counts.values()), **found}
 
 
@@ -138,17 +151,21 @@ def meaning(names: Sequence[str]) -> str:
 
 
 def caveat(control: Mapping[str, Any]) -> str:
-    """What a score that may be trusted still does not show, or nothing.
+    """What a score that is not distrusted still does not show, or nothing.
 
     Args:
         control: from `grade`.
 
+    >>> caveat(grade([{"kind": "control", "outcome": one} for one in ("hit", "miss", "miss", "miss")]))
+    '1 of 4 questions about a needle that was never there were "answered": too few to tell what that means'
     >>> absent = {"kind": "control-wrong-key passkey", "lone": True, "outcome": "hit"}
     >>> caveat(grade([absent, {"kind": "control passkey", "outcome": "miss"}]))
     'no text held another key, so which one was asked could not matter'
     >>> caveat(grade([absent, {"kind": "control-wrong-key vt", "outcome": "miss"}]))
     ''
     """
+    if control.get("trusted") is None and any(control.get(name, {"hits": 0})["hits"] for name in CONTROLS):
+        return str(control["note"])
     if control.get("trusted") is not True or control.get(WRONG_KEY, {"n": 0})["n"]:
         return ""
     # Whoever never reads the key names the value each time: where none was named, the key was read.

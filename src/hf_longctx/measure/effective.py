@@ -207,6 +207,8 @@ def unsettled(scores: Scores, climb: Climb, rule: str, unfit: Mapping[int, str])
     {4096: 'not asked: 2K fails, and scores are taken to fall with length'}
     >>> unsettled({}, climb, "absolute", {})[4096]
     'not asked: the run stopped at 1K'
+    >>> unsettled(scores, replace(climb, bisections=1), "absolute", {})[4096]  # it stopped at 1536
+    'not asked: 2K fails, and scores are taken to fall with length'
     """
     found, base = judge(scores, climb, rule), climb.ladder[0]
     last = next((length for length, call in found.verdicts.items() if call == "open"), None)
@@ -214,9 +216,12 @@ def unsettled(scores: Scores, climb: Climb, rule: str, unfit: Mapping[int, str])
     for length in sorted({*climb.ladder, *found.verdicts}):
         call, given = found.verdicts.get(length), scores.get(length, ())
         if call is None:
-            stopped = f"the run stopped at {length_label(last)}" if last else ""
-            ended = f"{length_label(found.high)} fails, and scores are taken to fall with length" if found.high else ""
-            why[length] = f"not asked: {stopped or ended}"
+            if last is None or (found.high and length > found.high):
+                why[length] = (
+                    f"not asked: {length_label(found.high or 0)} fails, and scores are taken to fall with length"
+                )
+            else:
+                why[length] = f"not asked: the run stopped at {length_label(last)}"
         elif call == "open":
             asked = f"{len(given)} of at most {climb.trials} trials" if given else "its first trial"
             why[length] = f"the run stopped {'after' if given else 'before'} {asked}"

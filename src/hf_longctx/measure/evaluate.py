@@ -15,6 +15,7 @@ from typing import Any
 
 from .answer import answer, excerpt
 from .controls import CONTROLS, WRONG_KEY, kind_of
+from .defaults import CONTROL_EVERY
 from .environment import origin
 from .grid import check_lengths
 from .haystack import Haystack, open_haystack
@@ -53,7 +54,8 @@ class Evaluation:
         haystack: natural text: `kjv`, `prose`, `filler` or a folder; None takes `prose`.
         files: task name to the user's file, for tasks over one.
         style: `prefix`, `chat` or `base`.
-        controls: of how many trials both controls are asked as well, for each task and length (see `controls`).
+        controls: both controls are asked beside every so manyth trial, from the first, for each task and length (see
+            `controls`); 0 for none.
         out: the run's folder; None keeps rows in memory.
         on_row: called with each new row.
         model_name: what reports call the model.
@@ -76,7 +78,7 @@ class Evaluation:
         haystack: str | Haystack | None = None,
         files: Mapping[str, str | Path] | None = None,
         style: str = "prefix",
-        controls: int = 1,
+        controls: int = CONTROL_EVERY,
         out: str | Path | None = None,
         on_row: OnRow | None = None,
         model_name: str | None = None,
@@ -174,7 +176,8 @@ class Evaluation:
         """
         for task in self.tasks:
             # Controls first: a search that goes on takes a trial that has its scored row as done.
-            for control in (*(CONTROLS if task.control and trial < self.controls else ()), None):
+            controlled = task.control and self.controls and trial % self.controls == 0
+            for control in (*(CONTROLS if controlled else ()), None):
                 self._ask(variant.name, task.name, length, trial, control)
         rows = [self._rows[variant.name, name, length, trial] for name in self.names]
         return None if any(row["outcome"] == "invalid" for row in rows) else sum(r["score"] for r in rows) / len(rows)
@@ -201,11 +204,11 @@ class Evaluation:
     def _summary(self, effective: Callable[[str], Mapping[str, Any]] | None) -> dict[str, Any]:
         self._rows.update((_place(row), row) for row in self.store.rows.values())
         run, rows, first = self.store.run, list(self._rows.values()), self.variants[0].name
-        keys = ("command", "seed", "settings", "versions", "hardware", "haystack", "started")
+        keys = ("command", "seed", "settings", "versions", "hardware", "haystack", "started", "climb")
         return {
             "schema": SCHEMA,
             "model": run["settings"]["model"],
-            **{key: run[key] for key in keys},
+            **{key: run[key] for key in keys if key in run},
             "tasks": list(self.names),
             "variants": {
                 variant.name: {

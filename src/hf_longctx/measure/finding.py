@@ -119,6 +119,8 @@ def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") ->
     low, high = found["low"], found["high"]
     share = f", {100 * low / claimed:.3g}% of the claim," if low and claimed else ""
     how = f"{found['confidence']:.0%} interval" if found.get("confidence") else "each length judged at 95%"
+    if rule == "own" and not found.get("confidence"):
+        how += " against its own short score as measured"
     if low is None and high is None:
         extra = next(iter((found.get("needed") or {}).items()), None)
         first = next((length for length, call in found["verdicts"].items() if call != "pass"), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .controls import CONTROLS
 from .defaults import TASK
 from .heatmap import length_label
 from .suite import summaries
@@ -172,10 +173,12 @@ def _untrusted(entry: Entry) -> str | None:
     """Why a score counts for nothing, whatever it is: what no control stands beside is not known to be good."""
     control = entry["control"]
     if control["trusted"] is None:
-        return (
-            f"{control['note']}, so nothing tells what its score is worth: let the run go on, or ask beside it a task "
-            f"that has controls, such as {TASK}"
+        more = (
+            "let the run go on with more trials"
+            if any(control[one]["hits"] for one in CONTROLS)
+            else (f"let the run go on, or ask beside it a task that has controls, such as {TASK}")
         )
+        return f"{control['note']}, so nothing tells what its score is worth: {more}"
     return None if control["trusted"] else control["note"]
 
 

@@ -149,7 +149,7 @@ def recall(summary: Mapping[str, Any], rows: Iterable[Row]) -> Part:
     try:
         if kind == "tasks":
             tasks = list(summary.get("tasks") or dict.fromkeys(row["task"] for row in rows))
-            summary, variants = {**summary, "tasks": tasks}, _tasks(known, rows, tasks)
+            summary, variants = {**summary, "tasks": tasks}, _tasks(known, rows, tasks, summary)
         else:
             variants = _needle(known, rows)
     except (KeyError, TypeError) as error:
@@ -318,12 +318,19 @@ def _needle(known: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> dict
 
 
 def _tasks(
-    known: Mapping[str, Mapping[str, Any]], rows: Sequence[Row], tasks: Sequence[str]
+    known: Mapping[str, Mapping[str, Any]], rows: Sequence[Row], tasks: Sequence[str], facts: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    found = {}
+    found, climb = {}, None
+    if noted := facts.get("climb"):  # a run of fixed trials has none
+        climb = Climb(**{**noted, "ladder": tuple(noted["ladder"])})
     for name in dict.fromkeys([*known, *(row["variant"] for row in rows)]):
         entry = {"claimed": None, **known.get(name, {})}
-        judged = entry.get("effective") or _climbed(tally.scores(rows, name, tasks), entry["claimed"])
+        scores = tally.scores(rows, name, tasks)
+        if climb is not None:  # afresh: the summary may be older than the last rows
+            unfit = tally.unfit(rows, name, tasks)
+            judged = climbed(scores, climb, entry["claimed"], seed=facts.get("seed", 0), unfit=unfit)
+        else:
+            judged = entry.get("effective") or _climbed(scores, entry["claimed"])
         invalid = [str(row["reason"]) for row in rows if row["variant"] == name and row["outcome"] == "invalid"]
         found[name] = {
             **entry,

@@ -170,6 +170,16 @@ class RunStore:
             commands = [command] if set(variants) >= set(run["variants"]) else [*known, command]
             run["command"] = "\n".join(dict.fromkeys(commands))
 
+    def note(self, name: str, value: Any) -> None:
+        """Keep a fact of the run that may differ when it is started again: the last one stays.
+
+        Args:
+            name: of the fact.
+            value: as JSON types.
+        """
+        with self._changed() as run:
+            run[name] = value
+
     def add_row(self, row: dict[str, Any]) -> None:
         """Keep a row; it is on its way to disk, as one full line, when this returns.
 

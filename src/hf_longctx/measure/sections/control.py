@@ -25,7 +25,8 @@ def _line(name: str, control: Mapping[str, Any], controls: Sequence[str]) -> dic
     clean = "acceptable" if hits else "clean"
     if control[LONE]["hits"]:
         clean += "; a value is found, but not shown to be the one asked for"
-    said = {None: "no control was scored", True: clean}
+    few = "some were answered, too few to tell what that means" if hits else "no control was scored"
+    said = {None: few, True: clean}
     return {
         "name": name,
         "counts": [control[one] for one in controls],
