@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import hf_longctx as lc
 from families import build, padding, tokens
@@ -133,3 +133,20 @@ def test_bytes_are_those_of_the_tensors():
             for dtype in (torch.float32, torch.bfloat16):
                 cache = model.to(dtype)(tokens(1, 60)).past_key_values
                 assert cache_bytes(cache)[0] == lc.describe(model).cache_bytes(60)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("family", HYBRIDS)
+@torch.no_grad()
+def test_empty_slots_of_a_static_cache_are_not_seen(family, plan):
+    """Without a mask transformers takes every slot for a token where a cache cannot be compiled, and states cannot."""
+    model, ids = hybrid(family, plan), tokens(2, 12)
+    grown = model.generate(ids, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    static = model.generate(
+        ids, **GREEDY, output_logits=True, return_dict_in_generate=True, cache_implementation="static"
+    )
+    assert torch.equal(grown.sequences, static.sequences)
+    torch.testing.assert_close(static.logits, grown.logits, atol=5e-5, rtol=1e-4)
+    cache = StaticCache(config=model.config, max_cache_len=20)  # from its first token on
+    logits = torch.cat([model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(12)], 1)
+    torch.testing.assert_close(logits, model(ids, use_cache=False).logits, atol=5e-5, rtol=1e-4)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
-from hf_longctx.mamba import fused_step, reference, ssd_step
+from hf_longctx.mamba import fused_step, reference, ssd, ssd_step
 from scan_cases import arguments
 
 
@@ -90,21 +95,80 @@ def test_torch_is_taken_where_the_kernel_is_not_to_be_had(monkeypatch):
     monkeypatch.setattr(fused_step, "_found", fused_step._found.__wrapped__)
     y = ssd_step(state.clone(), **of)
     assert torch.equal(y, ssd_step(state.clone(), **of, backend="torch"))
-    with pytest.raises(ValueError, match=r"numba cannot be used.*pip install 'hf_longctx\[numba\]'.*backend='auto'"):
+    with pytest.raises(
+        ValueError, match=r"numba cannot be imported.*pip install 'hf_longctx\[numba\]'.*backend='auto'"
+    ):
         ssd_step(state, **of, backend="numba")
     assert not state.any()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore::torch.jit.TracerWarning")
 def test_what_the_kernel_does_not_take_goes_through_torch(monkeypatch):
     class Counted(torch.Tensor):
         """Any subclass: numba would see its memory and not what it stands for."""
 
+    of = at(arguments(1, 1), 0)
+    state = torch.randn(1, 4, 8, 16)
+    expected = ssd_step(state.clone(), **of, backend="torch")
     monkeypatch.setattr(fused_step, "step", lambda *_: pytest.fail("the kernel was taken"))
-    of = {k: t.as_subclass(Counted) for k, t in at(arguments(1, 1), 0).items()}
-    assert ssd_step(torch.zeros(1, 4, 8, 16), **of).isfinite().all()
+    assert torch.equal(ssd_step(state.clone(), **{k: t.as_subclass(Counted) for k, t in of.items()}), expected)
+    negated = of | {"x": torch._neg_view(-of["x"])}
+    assert torch.equal(ssd_step(state.clone(), **negated), expected)
+    one, x = partial(ssd_step, **{k: t for k, t in of.items() if k != "x"}), of["x"]
+    mapped = torch.func.vmap(lambda state, x: one(state, x=x))(state[None].clone(), x[None])
+    torch.testing.assert_close(mapped[0], expected)
+    traced = torch.jit.trace(lambda state, x: one(state.clone(), x=x), (state, x), check_trace=False)
+    assert torch.equal(traced(state, x), expected)
+    recorded = make_fx(lambda state, x: one(state.clone(), x=x))(state, x)
+    assert torch.equal(recorded(state, x), expected)
+    with FlopCounterMode(display=False) as counted:
+        ssd_step(state.clone(), **of)
+    assert counted.get_total_flops() > 0
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(fused_step, "SMALL", 100)
     assert ssd_step(torch.zeros(1, 4, 8, 16), **at(arguments(1, 1), 0)).isfinite().all()
+
+
+def test_no_rows(backend):
+    assert ssd_step(torch.zeros(0, 4, 8, 16), **at(arguments(0, 1), 0), backend=backend).shape == (0, 4, 8)
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_a_gradient_that_needs_the_old_state_is_refused(backend, readers):
+    of = arguments(1, 5, groups=4, readers=readers)
+    of["x"].requires_grad_()
+    _, state = ssd(**of, return_final_state=True)
+    loss = state.square().sum()
+    with torch.no_grad():
+        ssd_step(state, **at(of, 4), backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_inference_mode(backend):
+    of = at(arguments(1, 1), 0)
+    with torch.inference_mode():
+        state = torch.zeros(1, 4, 8, 16)
+        assert ssd_step(state, **of, backend=backend).isfinite().all()
+    with pytest.raises((RuntimeError, ValueError), match="inference"):
+        ssd_step(state, **of, backend=backend)
+    with torch.inference_mode():
+        assert ssd_step(torch.zeros(1, 4, 8, 16), **of, backend=backend).is_inference()
+
+
+@pytest.mark.parametrize("damage", ["empty", "no folder"])
+def test_a_cache_that_cannot_be_used_costs_no_more_than_compiling(damage, tmp_path):
+    """In a process of its own: what numba has loaded stays."""
+    pytest.importorskip("numba", reason="needs numba: pip install 'hf_longctx[numba]'")
+    folder = tmp_path / "kept"
+    if damage == "no folder":
+        folder.write_text("a file")
+    code = "from hf_longctx.mamba import fused_step as f; import torch; assert callable(f._found(torch.float32))"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+    for _ in range(2 if damage == "empty" else 1):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        for file in folder.rglob("*.nb*"):
+            file.write_bytes(b"")
 
 
 def at(of, t):

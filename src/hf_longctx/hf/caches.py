@@ -40,6 +40,7 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     if cache is None or not (stored["attention"] or stored["mamba"]):
         return kwargs
     fit(cache, decoder)
+    _mask_empty_slots(cache)
     return {**kwargs, "longctx_cache": cache} if _open(cache) else kwargs
 
 
@@ -107,6 +108,18 @@ def _check_states(cache: Any, mamba: Sequence[int]) -> None:
                 f"layer {index} is a Mamba layer, but past_key_values holds tokens and no state for it: start with an "
                 "empty cache"
             )
+
+
+def _mask_empty_slots(cache: Any) -> None:
+    """Tell the states beside preallocated layers that a forward begins."""
+    from transformers.cache_utils import StaticLayer
+
+    from hf_longctx.hf.state_layer import StateLayer
+
+    if any(isinstance(layer, StaticLayer) for layer in cache.layers):
+        for layer in cache.layers:
+            if isinstance(layer, StateLayer):
+                layer.masking = True
 
 
 def _open(cache: Any) -> bool:

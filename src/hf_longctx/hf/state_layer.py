@@ -14,9 +14,17 @@ class StateLayer(LinearAttentionLayer):
     cannot be taken back; copy the cache (`copy.deepcopy`) to go back to it.
     """
 
-    #: transformers would compile around static addresses, and prepare 4-D masks from which padding cannot be told.
-    is_compileable = False
     is_croppable = False
+    #: Whether a forward beside preallocated layers has begun and not come here yet.
+    masking = False
+
+    @property
+    def is_compileable(self) -> bool:
+        """Only while a forward makes its masks: that is how transformers knows that it must mask empty slots.
+
+        Else it would compile around static addresses, and prepare 4-D masks from which padding cannot be told.
+        """
+        return self.masking
 
     @property
     def past(self) -> tuple[Tensor, Tensor] | None:
@@ -32,6 +40,7 @@ class StateLayer(LinearAttentionLayer):
 
     def store(self, conv: Tensor, state: Tensor) -> None:
         """Remember what a forward left."""
+        self.masking = False
         self.device, self.dtype = conv.device, conv.dtype
         self.conv_states[0], self.recurrent_states[0] = conv, state
         self.conv_kernel_size[0] = conv.shape[-1]

@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd.graph import increment_version
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 #: The kernel runs on one thread. With two, torch's passes were slower at every size (`evals/bench/ssd.py`). With more
 #: than this many they should win where a state is large, so torch takes those of more than so many numbers.
@@ -33,18 +36,19 @@ def _found(dtype: torch.dtype) -> Callable[..., None] | str:
     """The kernel for states of a dtype, or the reason why there is none."""
     try:
         import numba
-        from numba import types
-
-        number = {torch.float32: types.float32, torch.float64: types.float64}[dtype]
-        signature = types.void(*[types.CPointer(number)] * ADDRESSES, *[types.intp] * SIZES)
-        # Sums may be reordered, which lets them be taken eight at a time; NaN and infinity keep their meaning.
-        compiled = partial(numba.cfunc, signature, fastmath={"reassoc", "contract", "nsz"})
+    except Exception as error:  # a numba that does not fit numpy raises whatever it likes
+        return f"numba cannot be imported ({type(error).__name__}: {error}); pip install 'hf_longctx[numba]'"
+    number = {torch.float32: numba.float32, torch.float64: numba.float64}[dtype]
+    signature = numba.void(*[numba.types.CPointer(number)] * ADDRESSES, *[numba.intp] * SIZES)
+    # Sums may be reordered, which lets them be taken eight at a time; NaN and infinity keep their meaning.
+    compiled = partial(numba.cfunc, signature, fastmath={"reassoc", "contract", "nsz"})
+    try:
         try:
             kernel = compiled(cache=True)(_kernel)
-        except RuntimeError:  # no folder to keep the result in
+        except Exception:  # no folder to keep the result in, a full disk, a file there that is damaged
             kernel = compiled()(_kernel)
-    except Exception as error:  # a numba that does not fit numpy or Python raises whatever it likes
-        return f"numba cannot be used ({type(error).__name__}: {error}); pip install 'hf_longctx[numba]'"
+    except Exception as error:
+        return f"numba {numba.__version__} cannot compile the step here ({type(error).__name__}: {error})"
     _KEPT.append(kernel)  # what stands at its address lives as long as it does
     arguments = [ctypes.c_void_p] * ADDRESSES + [ctypes.c_ssize_t] * SIZES
     return ctypes.CFUNCTYPE(None, *arguments)(kernel.address)
@@ -54,11 +58,15 @@ def misfit(state: Tensor, *others: Tensor | None) -> str | None:
     """Why the kernel cannot take these tensors, or None."""
     if state.device.type != "cpu":
         return f"the tensors are on {state.device}, and the kernel is for the CPU"
-    if torch.compiler.is_compiling():
-        return "the step is being compiled by torch, which cannot see into the kernel"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return "torch is recording what is computed, and cannot see into the kernel"
+    if _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None:
+        return "a mode or transform of torch is at work, and cannot see into the kernel"
+    if state.is_inference() and not torch.is_inference_mode_enabled():
+        return "the state was made in inference mode, and must not be changed outside of it"
     for tensor in (state, *others):
-        if tensor is not None and type(tensor) not in _PLAIN:
-            return f"the kernel needs plain tensors, and one is a {type(tensor).__name__}"
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
+            return f"the kernel needs plain tensors, and one is a {type(tensor).__name__} that is read through torch"
     found = _found(state.dtype)
     return found if isinstance(found, str) else None
 
@@ -80,6 +88,8 @@ def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
         state.data_ptr(), *[t.data_ptr() for t in held], y.data_ptr(),
         batch, heads, size, n, heads // groups, readers // groups, skips,
     )  # fmt: skip
+    if not state.is_inference():  # what autograd has kept of it is no longer what it was
+        increment_version(state)
     return y
 
 

@@ -160,17 +160,17 @@ def _step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     """`ssd_step` in the state's dtype. For one row what counts is how few calls of torch there are."""
     (batch, heads, size, n), groups, readers = state.shape, B.shape[1], C.shape[1]
     # A group's heads are rows of one matrix, so B and C serve them all without being repeated.
-    rows = state.view(batch * groups, -1, n)
+    rows = state.view(batch * groups, heads // groups * size, n)
     if groups > 1:
-        B, C = B.reshape(batch * groups, 1, n), C.reshape(batch * groups, -1, n)
+        B, C = B.reshape(batch * groups, 1, n), C.reshape(batch * groups, readers // groups, n)
     state.mul_((dt * A).exp_().view(batch, heads, 1, 1))
-    rows.addcmul_((x * dt.unsqueeze(-1)).reshape(batch * groups, -1, 1), B)
+    rows.addcmul_((x * dt.unsqueeze(-1)).reshape(*rows.shape[:2], 1), B)
     # A row times a matrix: torch's batched product is several times slower for a matrix times a column.
     y = torch.bmm(C, rows.mT)
     if readers == groups:
         y = y.view(batch, heads, size)
         return y if D is None else y.addcmul_(x, D.view(heads, -1))
-    y = y.view(batch, heads, -1, size)
+    y = y.view(batch, heads, readers // groups, size)
     return (y if D is None else y.add_((x * D.view(heads, -1)).unsqueeze(2))).flatten(1, 2)
 
 
