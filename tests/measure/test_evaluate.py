@@ -14,9 +14,10 @@ from hf_longctx.cli.effective import effective, parse_budget, parse_files
 from hf_longctx.hf import loading
 from hf_longctx.measure import answer, report, subject
 from hf_longctx.measure.climb import run_effective
-from hf_longctx.measure.controls import CONTROLS, LONE, control_of
+from hf_longctx.measure.controls import CONTROLS, LONE, control_of, kind_of
 from hf_longctx.measure.evaluate import Evaluation, run_tasks
 from hf_longctx.measure.report import load
+from hf_longctx.measure.runs import read
 from hf_longctx.measure.tally import numbers, pair, scores
 from hf_longctx.measure.tasks import find
 from hf_longctx.measure.variants import parse_variant
@@ -154,6 +155,49 @@ def test_a_budget_ends_the_search_and_more_of_it_goes_on(model, tokenizer, tmp_p
         assert sum(row["n"] for row in entry["lengths"]) > done[name]
         found = entry["effective"]["absolute"]
         assert (found["low"], found["high"]) == (None, 200)  # a random model finds nothing
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Stock answers all, whatever is patched nothing: rows without a model, and how many there were."""
+    asked = []
+
+    def ask(self, variant, task, length, trial, control):
+        kind = kind_of(control, task)
+        if (variant, kind, length, trial) in self._rows:
+            return
+        score = float(control is None and variant == "stock")
+        row = {"variant": variant, "task": task, "kind": kind, "trial": trial, "length": length, "depth": 0.5}
+        asked.append(row)
+        self._keep(row | {"outcome": "hit" if score else "miss", "score": score, "reason": None, "seconds": 1.0})
+
+    monkeypatch.setattr(Evaluation, "_ask", ask)
+    return asked
+
+
+def test_time_that_is_left_over_goes_to_the_variant_that_can_use_it(model, tokenizer, told):
+    options = {"tasks": ["passkey"], "lengths": [200, 300, 400], "variants": VARIANTS[:1], "bisections": 0}
+    summary = run_effective(model, tokenizer, budget=200, clock=lambda: len(told), **options)
+    stock, window = (entry["effective"]["absolute"] for entry in summary["variants"].values())
+    assert (window["high"], stock["low"]) == (200, 400)  # half of the time would not have done for stock
+    assert 100 < sum(row["variant"] == "stock" for row in told) <= 200
+
+
+def test_controls_stand_beside_every_tenth_trial(model, tokenizer, told):
+    run_tasks(model, tokenizer, tasks=["passkey"], lengths=[200, 300], trials=21)
+    trials = [row["trial"] for row in told if row["length"] == 300 and control_of(row) == CONTROLS[0]]
+    assert trials == [0, 10, 20]
+
+
+def test_a_page_tells_what_the_rows_tell_not_the_summary_that_a_kill_left(model, tokenizer, told, tmp_path):
+    options = {"tasks": ["passkey"], "lengths": [200, 300], "bisections": 0, "trials": 20, "out": tmp_path}
+    run_effective(model, tokenizer, budget=5, clock=lambda: len(told), **options)
+    old = (tmp_path / "summary.json").read_text()
+    summary = run_effective(model, tokenizer, **options)
+    (tmp_path / "summary.json").write_text(old)
+    effective = read(tmp_path).parts[0].variants["stock"]["effective"]
+    assert effective == summary["variants"]["stock"]["effective"]
+    assert effective != json.loads(old)["variants"]["stock"]["effective"]
 
 
 def test_length_dependent_rope_is_read_as_if_alone(model, tokenizer):

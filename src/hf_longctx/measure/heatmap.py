@@ -179,8 +179,13 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part; a block that fails leaves the old one.
 
     Args:
-        path: The file to write or replace; its folder exists.
+        path: The file to write or replace.
+
+    Raises:
+        ValueError: there is no such folder.
     """
+    if not path.parent.is_dir():
+        raise ValueError(f"{str(path)!r}: there is no folder {path.parent}: create it or choose another path")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial

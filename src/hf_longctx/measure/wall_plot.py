@@ -36,8 +36,6 @@ def draw(document: dict[str, Any], path: Path, title: str) -> None:
     lengths = [row["tokens"] for row in methods[0]["rows"]]
     if len(lengths) < 2:
         raise ValueError(f"a plot needs at least two lengths, but there is {lengths[0]} only: give more lengths")
-    if not path.parent.is_dir():
-        raise ValueError(f"out is {str(path)!r}: there is no folder {path.parent}; create it or choose another path")
     figure = Figure(figsize=(15, 11), dpi=130, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=14)
     panels = figure.subplots(2, 2)
