@@ -118,7 +118,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--patterns", nargs="+", help="text forms, instead of the usual ones")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=(*MODES, DECODE))
     parser.add_argument("--repeats", type=int, default=5, help="rounds, at most")
-    parser.add_argument("--seconds", type=float, default=60, help="fewer rounds if they would take longer")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="fewer rounds if they would take longer, and no memory"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--clock", choices=["wall", "cpu", "cuda"], help="which time to take")
     parser.add_argument("--threads", type=int, default=0, help="threads for torch, 0 for its own choice")
@@ -173,13 +175,13 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
     base = median["causal"] * causal_scale
     given = sum(x.numel() * x.element_size() for x in (q, k, v, q)) * (2 if backward else 1)
     dense = masked_seconds(q, k, v, backward, args)
+    no_mask = {} if dense else {"masked": "--no-masked" if args.no_masked else peers.TOO_LARGE}
     for text in (text for text in texts if text in runs):
         pattern = parse(text)
         pairs = pattern.count(length) / Full().count(length)
         share = 0.08 if "random" in str(pattern) or "strided" in str(pattern) else 0.05
         others, notes = compared(q, k, v, text, backward, args)
-        # One more call, which would take minutes at the longest lengths: forward shows there what memory does.
-        extra = extra_bytes(runs[text], backward) if length <= WARMED or not backward else None
+        extra = extra_bytes(runs[text], backward) if median[text] <= args.seconds else None  # one more call
         yield {
             "mode": mode,
             "tokens": length,
@@ -195,7 +197,7 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
             "limit_seconds": (1.5 * pairs + share) * base,
             "extra_bytes": extra,
             "extra_over_given": None if extra is None else extra / given,
-            "left_out": left_out[text] | notes,
+            "left_out": left_out[text] | no_mask | notes,
             "all_seconds": taken[text],
             "all_causal_seconds": taken["causal"],
         }
@@ -250,6 +252,8 @@ def compared(
 
     if run := peers.reference(q, k, v, pattern):
         timed("reference_seconds", run)
+    else:
+        notes["reference"] = peers.TOO_LARGE
     if args.device == "cuda":
         try:
             timed("flash_attn_seconds", peers.flash_attn(q, k, v, pattern), 5)
@@ -263,6 +267,8 @@ def compared(
         else:
             found["flex_block_mask_seconds"], found["flex_compile_seconds"] = flex.mask_seconds, flex.compile_seconds
             timed("flex_seconds", flex.run)
+    else:
+        notes["flex_attention"] = "compiled at the lengths of --flex only"
     columns = ("reference_seconds", "flex_seconds", "flex_block_mask_seconds", "flex_compile_seconds")
     return dict.fromkeys(columns) | found, notes
 

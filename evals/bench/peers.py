@@ -22,6 +22,7 @@ Run = Callable[[], torch.Tensor]
 
 #: A mask is not made past this many elements, nor a reference past this many scores.
 LARGEST_MASK, LARGEST_SCORES = 1 << 28, 1 << 28
+TOO_LARGE = "more than 2^28 numbers at once"
 #: Up to this length causal attention is timed whole. Past it one head is, times their number: heads are independent
 #: problems, and at 128K tokens all of them would take minutes a round.
 WHOLE = 32768
