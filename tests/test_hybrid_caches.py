@@ -150,3 +150,17 @@ def test_empty_slots_of_a_static_cache_are_not_seen(family, plan):
     cache = StaticCache(config=model.config, max_cache_len=20)  # from its first token on
     logits = torch.cat([model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(12)], 1)
     torch.testing.assert_close(logits, model(ids, use_cache=False).logits, atol=5e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_forward_that_fails_leaves_nothing_in_a_static_cache():
+    model, ids, mask = hybrid(), tokens(2, 6), padding("left", 2, 6)
+    cache = StaticCache(config=model.config, max_cache_len=12)
+    failing = model.model.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(ids, past_key_values=cache)
+    failing.remove()
+    cache.reset()
+    assert not cache.is_compileable
+    expected = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY), expected)

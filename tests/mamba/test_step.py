@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,9 +125,21 @@ def test_what_the_kernel_does_not_take_goes_through_torch(monkeypatch):
     with FlopCounterMode(display=False) as counted:
         ssd_step(state.clone(), **of)
     assert counted.get_total_flops() > 0
+    with forward_ad.dual_level(), torch.no_grad():
+        dual = of | {"x": forward_ad.make_dual(of["x"], torch.ones_like(of["x"]))}
+        assert forward_ad.unpack_dual(ssd_step(state.clone(), **dual)).tangent is not None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(fused_step, "SMALL", 100)
     assert ssd_step(torch.zeros(1, 4, 8, 16), **at(arguments(1, 1), 0)).isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 17])
+def test_compiled_whole_at_any_size(monkeypatch, rows):
+    monkeypatch.setattr(fused_step, "SMALL", 1 << 12)
+    of, state = at(arguments(rows, 1), 0), torch.randn(rows, 4, 8, 16)
+    with torch.no_grad():
+        compiled = torch.compile(ssd_step, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(state.clone(), **of), ssd_step(state.clone(), **of))
 
 
 def test_no_rows(backend):

@@ -18,6 +18,7 @@ from hf_longctx.measure.controls import CONTROLS, LONE, control_of, kind_of
 from hf_longctx.measure.evaluate import Evaluation, run_tasks
 from hf_longctx.measure.report import load
 from hf_longctx.measure.runs import read
+from hf_longctx.measure.suite import summaries
 from hf_longctx.measure.tally import numbers, pair, scores
 from hf_longctx.measure.tasks import find
 from hf_longctx.measure.variants import parse_variant
@@ -198,6 +199,9 @@ def test_a_page_tells_what_the_rows_tell_not_the_summary_that_a_kill_left(model,
     effective = read(tmp_path).parts[0].variants["stock"]["effective"]
     assert effective == summary["variants"]["stock"]["effective"]
     assert effective != json.loads(old)["variants"]["stock"]["effective"]
+    assert summaries(tmp_path)[0]["summary"]["variants"]["stock"]["effective"] == effective  # what a gate asks
+    (tmp_path / "summary.json").unlink()
+    assert summaries(tmp_path)[0]["summary"]["variants"]["stock"]["effective"] == effective
 
 
 def test_length_dependent_rope_is_read_as_if_alone(model, tokenizer):

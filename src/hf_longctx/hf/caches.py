@@ -26,6 +26,7 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         ValueError: a preallocated cache whose layers roll over a replaced window.
     """
     from transformers import DynamicCache
+    from transformers.cache_utils import StaticLayer
 
     config = decoder.config
     cache = cache_among(kwargs)
@@ -40,7 +41,7 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     if cache is None or not (stored["attention"] or stored["mamba"]):
         return kwargs
     fit(cache, decoder)
-    _mask_empty_slots(cache)
+    _note_masking(cache, any(isinstance(layer, StaticLayer) for layer in cache.layers))
     return {**kwargs, "longctx_cache": cache} if _open(cache) else kwargs
 
 
@@ -60,6 +61,7 @@ def fit(cache: Any, decoder: Any) -> None:
     from hf_longctx.hf.eviction import EvictingLayer
 
     mamba = mamba_layers(decoder.config)
+    _note_masking(cache, False)  # a forward that failed may have left it
     if cache.get_seq_length():
         _check_states(cache, mamba)
         return
@@ -110,16 +112,13 @@ def _check_states(cache: Any, mamba: Sequence[int]) -> None:
             )
 
 
-def _mask_empty_slots(cache: Any) -> None:
-    """Tell the states beside preallocated layers that a forward begins."""
-    from transformers.cache_utils import StaticLayer
-
+def _note_masking(cache: Any, masking: bool) -> None:
+    """Tell the states of a cache whether a forward begins that masks empty slots beside them."""
     from hf_longctx.hf.state_layer import StateLayer
 
-    if any(isinstance(layer, StaticLayer) for layer in cache.layers):
-        for layer in cache.layers:
-            if isinstance(layer, StateLayer):
-                layer.masking = True
+    for layer in cache.layers:
+        if isinstance(layer, StateLayer):
+            layer.masking = masking
 
 
 def _open(cache: Any) -> bool:

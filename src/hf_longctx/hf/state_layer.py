@@ -50,6 +50,7 @@ class StateLayer(LinearAttentionLayer):
     def reset(self) -> None:
         """Forget everything, the number of rows too."""
         LinearAttentionLayer.__init__(self)
+        self.masking = False
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -60,7 +61,8 @@ def misfit(state: Tensor, *others: Tensor | None) -> str | None:
         return f"the tensors are on {state.device}, and the kernel is for the CPU"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return "torch is recording what is computed, and cannot see into the kernel"
-    if _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None:
+    at_work = _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None
+    if at_work or forward_ad._current_level >= 0:
         return "a mode or transform of torch is at work, and cannot see into the kernel"
     if state.is_inference() and not torch.is_inference_mode_enabled():
         return "the state was made in inference mode, and must not be changed outside of it"
@@ -73,6 +75,8 @@ def misfit(state: Tensor, *others: Tensor | None) -> str | None:
 
 def pays(state: Tensor) -> bool:
     """Whether one thread in one pass is likely to be faster than torch's threads in three."""
+    if state.device.type != "cpu" or torch.compiler.is_compiling():  # asking for threads would break the graph
+        return False
     return state.numel() <= SMALL or torch.get_num_threads() <= FEW_THREADS
 
 

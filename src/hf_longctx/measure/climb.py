@@ -66,8 +66,8 @@ def run_effective(
 
     with contextlib.closing(work):
         try:
-            while _round(work, climb, clock, end):
-                work.summary(effective)
+            while _round(work, climb, clock, end, lambda: work.summary(effective)):
+                pass
             work.store.wait()
         finally:
             # Also on Ctrl-C: what has been found is summed up, and the run goes on from there when started again.
@@ -76,7 +76,9 @@ def run_effective(
     return summary
 
 
-def _round(work: Evaluation, climb: Climb, clock: Callable[[], float], end: float | None) -> bool:
+def _round(
+    work: Evaluation, climb: Climb, clock: Callable[[], float], end: float | None, after: Callable[[], object]
+) -> bool:
     """Go once through the variants that want more; False where there was none to go on with, or no time."""
     waiting = [variant for variant in work.variants if _wanted(work.scores(variant.name), climb)]
     went_on = False
@@ -90,7 +92,8 @@ def _round(work: Evaluation, climb: Climb, clock: Callable[[], float], end: floa
             until = None if end is None else clock() + (end - clock()) / left
             with work.as_variant(variant):
                 _search(work, variant, climb, clock, until)
-            went_on = True
+        after()
+        went_on = True
     return went_on
 
 

@@ -11,7 +11,8 @@ Both must be about 0. Where one is shown not to be, the score cannot be trusted;
 hit, and they are too few to show anything, that is undecided. Some texts hold no other key to ask for (`lone`);
 there the wrong key is one that was never planted. A model that names the value all the same may still find what it is
 asked for: its only sensible answer to any key is that value. So these take no trust away; they are told apart, and
-`caveat` says beside every verdict what they leave open: that the key was read. A task with several keys tells.
+`caveat` says beside a verdict that shows a length to work what they leave open: that the key was read. A task with
+several keys tells.
 """
 
 from __future__ import annotations

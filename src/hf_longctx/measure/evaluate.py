@@ -86,6 +86,8 @@ class Evaluation:
     ) -> None:
         if isinstance(tasks, str) or not tasks:
             raise ValueError(f"tasks={tasks!r}: give a list with at least one name of a task")
+        if controls < 0:
+            raise ValueError(f"controls={controls}: both are asked beside every so manyth trial; give 0 for none")
         self.tasks = tuple(find(name) for name in dict.fromkeys(tasks))
         self.names = tuple(task.name for task in self.tasks)
         self.files = {name: Path(file) for name, file in (files or {}).items()}
@@ -302,6 +304,8 @@ def run_tasks(
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ValueError(f"trials={trials!r}: give a whole number, at least 1")
     work = Evaluation(model, tokenizer, tasks=tasks, longest=max(lengths), **options)
+    if "climb" in work.store.run:  # of a search in the same folder, which this is none of
+        work.store.note("climb", None)
     with contextlib.closing(work):
         try:
             for variant in work.variants:

@@ -175,7 +175,7 @@ def _untrusted(entry: Entry) -> str | None:
     if control["trusted"] is None:
         more = (
             "let the run go on with more trials"
-            if any(control[one]["hits"] for one in CONTROLS)
+            if any(control.get(one, {"hits": 0})["hits"] for one in CONTROLS)
             else (f"let the run go on, or ask beside it a task that has controls, such as {TASK}")
         )
         return f"{control['note']}, so nothing tells what its score is worth: {more}"

@@ -132,6 +132,15 @@ def read(folder: Path) -> Run:
     return Run(folder.resolve().name, tuple(parts), facts | {"command": "\n".join(commands)})
 
 
+def latest(folder: Path) -> Mapping[str, Any] | None:
+    """The summary of the needles or tasks in a folder, counted from its rows; None if it has none.
+
+    Raises:
+        ValueError: a broken line before the last, a broken file.
+    """
+    return next((part.summary for part in _parts(folder) if part.kind != "cost"), None)
+
+
 def recall(summary: Mapping[str, Any], rows: Iterable[Row]) -> Part:
     """A needle run or a run of tasks as a part, its statistics counted from the rows.
 
@@ -199,7 +208,8 @@ def _parts(folder: Path) -> list[Part]:
             for name in names
         }
         try:
-            found.append(recall({**started, **latest, "variants": known}, rows))
+            searched = {"climb": started["climb"]} if "climb" in started else {}  # how it was started last
+            found.append(recall({**started, **latest, **searched, "variants": known}, rows))
         except ValueError as error:
             raise ValueError(f"run={str(folder)!r}: {error}") from error
     rows = _rows(folder, "cost")
