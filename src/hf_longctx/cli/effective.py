@@ -195,8 +195,7 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hf_longctx.measure.controls import caveat
-    from hf_longctx.measure.finding import unsettled_text
+    from hf_longctx.measure.finding import left_open, unsettled_text
     from hf_longctx.measure.heatmap import length_label
 
     def label(length: int | None) -> str:
@@ -219,9 +218,10 @@ def _show(summary: dict[str, Any], out: Path | None) -> None:
             table.add_row(label(length), str(row["n"]), score, spread, *calls)
         console.print(table)
         for rule, effect in found.items():
-            but = f"; {open_}" if effect["low"] is not None and (open_ := caveat(entry["control"])) else ""
             console.print(
-                f"{asked(rule, effect, entry, label)}: {said(effect, label)}{but}", highlight=False, soft_wrap=True
+                f"{asked(rule, effect, entry, label)}: {said(effect, label)}{left_open(effect, entry)}",
+                highlight=False,
+                soft_wrap=True,
             )
             for line in unsettled_text(effect):
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

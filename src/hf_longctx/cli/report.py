@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_longctx.cli.shared import FailUnder, gated
+from hf_longctx.cli.shared import FailUnder, check_place, end
 
 
 def report(
@@ -49,8 +49,7 @@ def report(
         return
     if page is not None:
         raise ValueError(f"--page {str(page)!r}: it is for comparing two runs; a run's page is RUN/report.html")
-    if limits:
-        gate.misses(run, limits)  # what the run does not have is refused before a page is written
+    missed = gate.misses(run, limits)  # first: what the run does not have is refused before a page is written
     written = write(run, overlay=overlay, memory=memory or "h100")
     if as_json:
         parts = {part.name: dict(part.summary) for part in runs.read(run).parts}
@@ -58,15 +57,15 @@ def report(
     else:
         for path in written:
             typer.echo(path)
-    gated(run, limits)
+    end(missed)
 
 
 def _compare(run: Path, other: Path, page: Path, as_json: bool) -> None:
     from hf_longctx.measure import compare_page, runs
     from hf_longctx.measure.compare import compare
 
-    if not page.parent.is_dir() and page.parent != other:
-        raise ValueError(f"--page {str(page)!r}: there is no folder {page.parent}; create it or choose another path")
+    if page.parent != other:
+        check_place("--page", page)
     document = compare(runs.read(run), runs.read(other))
     compare_page.write(document, page)
     if as_json:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_longctx.cli.shared import check_place
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -184,8 +186,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    if not path.parent.is_dir():
-        raise ValueError(f"--out {path}: there is no folder {path.parent}; create it or choose another path")
+    check_place("--out", path)
     before = [pair["before"] for pair in document["pairs"]]
     after = [pair["after"] for pair in document["pairs"]]
     trained, length = document["trained"], document["length"]

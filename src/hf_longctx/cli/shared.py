@@ -158,11 +158,25 @@ def gated(run: Path | Mapping[str, Any], limits: Sequence[Limit]) -> None:
     """
     from hf_longctx.measure.gate import misses
 
-    missed = misses(run, limits)
+    end(misses(run, limits))
+
+
+def end(missed: Sequence[str]) -> None:
+    """Say what a run does not reach, as `gate.misses` found it.
+
+    Raises:
+        typer.Exit: with 1, if there is anything.
+    """
     for sentence in missed:
         typer.echo(f"missed: {sentence}", err=True)
     if missed:
         raise typer.Exit(1)
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raise ValueError unless the folder of a file that an option asks for exists."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {str(path)!r}: there is no folder {path.parent}: create it or choose another path")
 
 
 def page_of(out: Path | None) -> list[str]:

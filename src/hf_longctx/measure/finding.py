@@ -139,8 +139,21 @@ def verdict_line(name: str, entry: Mapping[str, Any], rule: str = "absolute") ->
         if low is None and not first:
             first = ", and no shorter length is proven yet"
         parts.append(f"{'and' if parts else 'it is shown'} to fail at {length_label(high)}{first}")
-    but = f"; {open_}" if low is not None and (open_ := caveat(entry.get("control") or {})) else ""
-    return f"{claim}; {' '.join(parts).rstrip(',')} ({how}){but}."
+    return f"{claim}; {' '.join(parts).rstrip(',')} ({how}){left_open(found, entry)}."
+
+
+def left_open(found: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """What to add to a verdict that shows a length to work, since its controls leave it open; mostly nothing.
+
+    Args:
+        found: One rule's part of a summary.
+        entry: The variant's.
+
+    >>> left_open({"low": 1024}, {}), left_open({"low": None}, {})
+    ('', '')
+    """
+    doubt = "" if found["low"] is None else caveat(entry.get("control") or {})
+    return doubt and f"; {doubt}"
 
 
 def cost_line(rows: Sequence[Mapping[str, Any]]) -> str:

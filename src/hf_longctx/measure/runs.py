@@ -132,7 +132,7 @@ def read(folder: Path) -> Run:
     return Run(folder.resolve().name, tuple(parts), facts | {"command": "\n".join(commands)})
 
 
-def latest(folder: Path) -> Mapping[str, Any] | None:
+def recounted(folder: Path) -> Mapping[str, Any] | None:
     """The summary of the needles or tasks in a folder, counted from its rows; None if it has none.
 
     Raises:

@@ -257,7 +257,7 @@ def summaries(run: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: no folder, no run in it, or a damaged file.
     """
-    from .runs import latest  # which needs numpy, and a suite is read before anything is run
+    from .runs import recounted  # which needs numpy, and a suite is read before anything is run
 
     if not run.is_dir():
         raise ValueError(f"run={str(run)!r}: no such folder; give one that --out wrote")
@@ -271,7 +271,7 @@ def summaries(run: Path) -> list[dict[str, Any]]:
         path = run / part["folder"] / "summary.json"
         try:
             # The rows know more than a summary that a kill left behind; results are committed without them.
-            summary: Any = latest(run / part["folder"])
+            summary: Any = recounted(run / part["folder"])
             if summary is None:
                 if not path.is_file():
                     continue
