@@ -50,7 +50,7 @@ def _qwen(config: type, **extra) -> object:
 
 
 FAMILIES: dict[str, tuple[Callable[[], object], type]] = {
-    "llama": (lambda: LlamaConfig(**_GROUPED), LlamaForCausalLM),
+    "llama": (lambda: LlamaConfig(**_GROUPED, attention_bias=True), LlamaForCausalLM),
     "mistral": (lambda: MistralConfig(**_GROUPED, sliding_window=WINDOW), MistralForCausalLM),
     "qwen2": (lambda: _qwen(Qwen2Config), Qwen2ForCausalLM),
     "qwen3": (lambda: _qwen(Qwen3Config, head_dim=8), Qwen3ForCausalLM),
@@ -70,13 +70,17 @@ FAMILIES: dict[str, tuple[Callable[[], object], type]] = {
 
 
 def build(name: str, *, attention: str | None = None, seed: int = 0, **overrides):
-    """A tiny model in evaluation mode; equal arguments give equal weights."""
+    """A tiny model in evaluation mode; equal arguments give equal weights, on which every parameter matters."""
     make, cls = FAMILIES[name]
     config = make()
     for key, value in overrides.items():
         setattr(config, key, value)
     torch.manual_seed(seed)
     model = cls._from_config(config, attn_implementation=attention) if attention else cls(config)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:  # all alike in a new model: losing one would not show
+                weights += 0.1 * torch.randn_like(weights)
     return model.eval()
 
 

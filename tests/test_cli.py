@@ -283,6 +283,7 @@ def places(tmp_path_factory):
         (("wall", "{model}", "--mamba", "99"), "matches no layer"),
         (("wall", "{model}", "--lengths", "1k", "--out", "{nowhere}/x.png"), "a plot needs two lengths"),
         (("wall", "{model}", "--lengths", "1k,2k", "--out", "{nowhere}/x.png"), "there is no folder"),
+        (("wall", "{model}", "--lengths", "1k,2k", "--out", "{model}/x.docx"), "an image's ending"),
         (("cost", "{model}", "--lengths", "1x"), "1x"),
         (("cost", "{model}", "--variant", "x"), "variant 'x'"),
         (("cost", "{nowhere}"), "cannot be loaded"),

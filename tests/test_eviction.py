@@ -13,7 +13,19 @@ from transformers.cache_utils import DynamicCache
 
 from hf_longctx.hf.eviction import EvictingLayer, columns, most_columns, room
 from hf_longctx.hf.places import Places
-from hf_longctx.patterns import Block, Dilated, Full, Global, Heads, Pattern, SlidingWindow, Strided, gallery
+from hf_longctx.patterns import (
+    Block,
+    Dilated,
+    Fixed,
+    Full,
+    Global,
+    Heads,
+    Pattern,
+    Segment,
+    SlidingWindow,
+    Strided,
+    gallery,
+)
 from hf_longctx.patterns.retention import most_kept
 
 DROPPING = {
@@ -175,6 +187,21 @@ def test_rows_are_reordered_repeated_and_chosen():
     layer.open()
     keys, _ = layer.update(rows[:2, :, :1] + 7, rows[:2, :, :1])
     assert keys[:, 0, -1, 0].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("pattern", [Segment(6, 4) | SlidingWindow(1), Fixed(8, 2).within(12), Block(7)], ids=str)
+def test_tokens_that_may_be_taken_back_are_not_dropped(pattern):
+    """Their keys are for queries to come, in blocks and segments that had not begun when the last token was sure."""
+    layer = EvictingLayer(pattern)
+    layer.activate_past_recording()
+    feed(layer, 5)
+    layer.crop(0)
+    for _ in range(40):
+        feed(layer, 9)
+        layer.crop(-3)
+        given = set(feed(layer, 1).tolist())
+        assert seen_by(pattern, layer.seen - 1) <= given
+        layer.crop(0)
 
 
 def test_a_copy_is_independent():

@@ -207,6 +207,18 @@ def test_cast_meanwhile_it_is_undone_in_the_new_dtype():
 
 
 @torch.no_grad()
+def test_undone_it_is_of_the_dtype_of_the_rest_and_never_lost():
+    """Mixers may be held in float32 to be trained, or be offloaded; the attention that stands by is neither."""
+    expected, ids = build("llama").to(torch.bfloat16), tokens(1, 9)
+    model = lc.patch(build("llama").to(torch.bfloat16), mamba="1")
+    mixers(model)[1].to(torch.float32)
+    assert torch.equal(lc.unpatch(model)(ids).logits, expected(ids).logits)
+    lc.patch(model, mamba="1")
+    mixers(model)[1].to("meta")
+    assert torch.equal(lc.unpatch(model)(ids).logits, expected(ids).logits)
+
+
+@torch.no_grad()
 def test_teacher_and_student_run_on_the_same_hidden_states():
     model, stock, ids = hybrid("gemma3"), build("gemma3"), tokens(1, 30)
     seen, expected = {}, {}

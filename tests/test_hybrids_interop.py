@@ -75,8 +75,9 @@ def test_whether_it_is_healed_is_saved_and_said_once(tmp_path, caplog):
 
 @pytest.mark.parametrize("init", INITS)
 def test_sensitive_parameters_stay_float32(init, tmp_path):
-    model = lc.patch(build("llama").to(torch.bfloat16), mamba=f"1,init={init}")
-    model.save_pretrained(tmp_path)
+    build("llama").to(torch.bfloat16).save_pretrained(tmp_path / "stock")  # loaded, it has exact frequencies
+    model = lc.from_pretrained(tmp_path / "stock", dtype=torch.bfloat16)
+    lc.patch(model, mamba=f"1,init={init}").save_pretrained(tmp_path)
     again = lc.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for one in (model, again):
         kinds = {name: p.dtype for name, p in mixers(one)[1].named_parameters()}

@@ -235,6 +235,14 @@ def test_what_would_be_ignored_is_refused():
         model.train()(ids)
 
 
+@torch.no_grad()
+def test_a_mask_that_lacks_tokens_is_refused():
+    model = lc.patch(build("llama"), attention="window:4+global:2")
+    cache = model(tokens(1, 30)).past_key_values
+    with pytest.raises(ValueError, match="attention_mask has 5 columns, but there are 35 tokens, of which 5 are new"):
+        model(tokens(1, 5), attention_mask=torch.ones(1, 5), past_key_values=cache)
+
+
 def test_the_name_set_by_hand_is_refused():
     model = build("llama")
     model.set_attn_implementation("longctx")

@@ -27,7 +27,7 @@ def command(tmp_path, monkeypatch):
 
 
 def test_command_prints_a_table_and_saves_a_plot(command, tmp_path):
-    result = command("--rope", "yarn:4")
+    result = command("--rope", "yarn:4", "--out", "rope.png")
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
     assert [rows[0][0], rows[-1][0]] == ["0", "31"]
@@ -68,10 +68,11 @@ def test_command_without_matplotlib_says_how_to_get_it(command, tmp_path, monkey
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else find(name, *a))
+    result = command("--rope", "yarn:4", "--out", "rope.png")
+    assert 'pip install "hf_longctx[report]"' in str(result.exception)
     result = command("--rope", "yarn:4")
     assert result.exit_code == 0, result.output
-    assert 'pip install "hf_longctx[report]"' in result.stdout
-    assert not (tmp_path / "rope.png").exists()
+    assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,7 @@ def test_command_without_matplotlib_says_how_to_get_it(command, tmp_path, monkey
         (("--rope", "yarn:to=4k"), "target 4096 is below the trained length 8192"),
         (("--rope", "dynamic", "--length", "long"), "--length must be a length in tokens.*'long'"),
         (("--rope", "yarn:4", "--out", "nowhere/rope.png"), "there is no folder nowhere"),
+        (("--rope", "yarn:4", "--out", "rope.docx"), "an image's ending.*png"),
     ],
 )
 def test_command_refuses_bad_input(command, tmp_path, arguments, says):

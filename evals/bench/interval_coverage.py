@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from hf_longctx.measure.defaults import TRIALS
-from hf_longctx.measure.effective import RULES, Climb, curve_length, judge
+from hf_longctx.measure.effective import RULES, Climb, judge
+from hf_longctx.measure.effective_curve import curve_length
 
 LADDER = (1024, 2048, 4096, 8192, 16384, 32768)
 

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -244,6 +245,22 @@ def test_a_scale_below_zero_and_zero(text, scale):
         out = attend(q, k, v, text, scale=scale, backend=backend)
         torch.testing.assert_close(out, exact, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.autograd.grad(out.square().sum(), (q, k, v)), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("backend", ["auto", "dense", "tiled", "reference"])
+def test_a_pattern_may_hold_what_has_no_hash(backend, rows):
+    @dataclass(frozen=True)
+    class Every(Pattern, name=None):
+        steps: list[int]
+
+        def allows(self, q, k, *, layer=0, head=0):
+            return ((q - k) % self.steps[0] == 0) | (q - k < self.steps[1])
+
+    q, k, v = torch.randn(1, 2, rows, 8), torch.randn(1, 2, 300, 8), torch.randn(1, 2, 300, 8)
+    for pattern in (Every([3, 5]), Every([3, 5]) | Global(2)):
+        expected = attend(q, k, v, pattern, backend="reference")
+        torch.testing.assert_close(attend(q, k, v, pattern, backend=backend), expected)
 
 
 def test_a_rule_that_reads_its_head_is_asked_for_each():

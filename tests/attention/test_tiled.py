@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from attention_cases import Case, Odd, cases, error, fused, gradients, patterns, plain, rounding
 from gradients import PROJECTED
 from hf_longctx.attention import attend
-from hf_longctx.patterns import Block, Full, Pattern, SlidingWindow, gallery, parse
+from hf_longctx.patterns import Block, Full, Pattern, SlidingWindow, gallery, parse, tiles
 from hf_longctx.patterns.base import given_fields
 from hf_longctx.patterns.geometry import Drawn, Own, disjoint
 from hf_longctx.patterns.tiles import lower
@@ -56,6 +56,11 @@ LARGE = [
     "segment:256,4+segment:1024,6",
     "longformer",
     "bigbird",
+    "block:700&window:300",
+    "block:128,1&window:100+random:3,64&window:700",
+    "fixed:128,32&window:500",
+    "segment:256,4&window:200+segment:1024,6&window:300",
+    "bigbird&window:300",
 ]
 
 
@@ -143,7 +148,8 @@ def test_sizes_as_large_as_they_may_be(pattern):
         for a, b in zip(gradients(outs[1], (q, k, v)), gradients(outs[0], (q, k, v))):
             assert error(a, b) < 1e-5
     far = {"positions": torch.arange(HUGE - 30, HUGE + 120)[None]}
-    if not any(isinstance(shape, Own | Drawn) for shape in pattern.pieces() or (Own(pattern),)):
+    shapes = [getattr(shape, "inner", shape) for shape in pattern.pieces() or (Own(pattern),)]
+    if not any(isinstance(shape, Own | Drawn) for shape in shapes):
         got, want = (attend(q, k, v, pattern, backend=b, **far) for b in ("tiled", "reference"))
         assert error(got, want) < 2e-6
 
@@ -156,6 +162,27 @@ class Stateful(Pattern, name=None):
 
     def allows(self, q, k, *, layer=0, head=0):
         return (k % self.step == 0) & (layer == 3)
+
+
+@pytest.mark.parametrize("pattern", [p for _, p in gallery()], ids=str)
+def test_a_window_of_its_own_leaves_shapes(pattern):
+    """No layer of a model with windows falls back to asking the rule about every pair."""
+    pieces = disjoint(pattern.within(100).pieces())
+    assert not any(isinstance(getattr(piece.shape, "inner", piece.shape), Own) for piece in pieces)
+
+
+def test_a_rule_behind_a_window_is_asked_about_near_keys_alone():
+    asked = []
+
+    class Watched(Pattern, name=None):
+        def allows(self, q, k, *, layer=0, head=0):
+            asked.append(torch.broadcast_shapes(q.shape, k.shape).numel())
+            return (q - k) % 3 == 0
+
+    n = 8192
+    q, k, v = (torch.randn(1, 1, n, 8) for _ in range(3))
+    attend(q, k, v, Watched().within(64), backend="tiled")
+    assert sum(asked) < n * n / 4
 
 
 def test_what_is_remembered_of_a_rule_is_not_taken_for_another():
@@ -216,11 +243,24 @@ def test_no_buffer_is_read_before_it_is_written(pattern, backend, poisoned_buffe
             assert attend(q[:, :, -rows:], k, v, pattern, backend=backend, valid=valid).isfinite().all()
 
 
-@given(patterns(), st.integers(0, 300), st.integers(1, 300), st.integers(0, 100), st.integers(1, 200))
-@example(Block(1).within(1), 0, 1, 0, 2)  # a key ahead of the only row, in the row's own tile
+@given(
+    patterns(),
+    st.integers(0, 300),
+    st.integers(1, 300),
+    st.integers(0, 100),
+    st.integers(1, 200),
+    st.sampled_from([64, tiles._STRETCH]),
+)
+@example(Block(1).within(1), 0, 1, 0, 2, 64)  # a key ahead of the only row, in the row's own tile
 @settings(max_examples=200, deadline=None)
-def test_tiles_hold_every_pair_once(pattern, row, rows, key, keys):
+def test_tiles_hold_every_pair_once(pattern, row, rows, key, keys, stretch):
     """Lowering any rectangle of positions covers exactly the visible pairs, and views read no key for nothing."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tiles, "_STRETCH", stretch)
+        _check_tiles(pattern, row, rows, key, keys)
+
+
+def _check_tiles(pattern: Pattern, row: int, rows: int, key: int, keys: int) -> None:
     shapes = pattern.pieces()
     pieces = disjoint((Own(pattern),) if shapes is None else shapes)
     held = torch.zeros(rows, keys, dtype=torch.int64)

@@ -95,6 +95,18 @@ def test_padding_and_packing_and_splits(init, rope):
 
 
 @pytest.mark.parametrize("init", INITS)
+@torch.no_grad()
+def test_padding_may_hold_what_is_not_a_number(init):
+    layer, hidden = mixer(init, rope=False), torch.randn(1, 12, 12)
+    valid = torch.arange(12)[None] >= 4
+    expected, (_, state) = layer.mix(hidden, valid=valid)
+    hidden[:, :4] = float("nan")
+    y, (_, other) = layer.mix(hidden, valid=valid)
+    assert torch.equal(y[:, 4:], expected[:, 4:])
+    assert torch.equal(other, state)
+
+
+@pytest.mark.parametrize("init", INITS)
 def test_every_parameter_learns(init):
     layer = mixer(init)
     out, _ = layer.mix(torch.randn(2, 20, 12), rotary(20))

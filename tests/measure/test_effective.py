@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_longctx.measure.effective import Climb, curve_length, judge, summarise
+from hf_longctx.measure.effective import Climb, judge
+from hf_longctx.measure.effective_curve import curve_length
+from hf_longctx.measure.effective_summary import summarise
 from hf_longctx.measure.falling_curve import crossing, falling_fit
 
 LADDER = (1024, 2048, 4096, 8192)

@@ -48,10 +48,11 @@ def test_a_healed_model_is_better_and_its_teacher_untouched(tmp_path, byte_token
     monkeypatch.setattr(distillation_run, "_TRIALS", 1)
     model, stock, ids = lively(), lively(), torch.arange(3, 63)[None]
     before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
-    record = distill(
-        model, byte_tokenizer, out=tmp_path, attention="window:200+global:4",
-        **SMALL | {"stages": "align:30:1e-2,match:30:1e-2", "needle": (768,), "micro_batch": 2, "progress": True},
-    )  # fmt: skip
+    asked = SMALL | {"stages": "align:30:1e-2,match:30:1e-2", "needle": (768,), "micro_batch": 2, "progress": True}
+    asked |= {"out": tmp_path, "attention": "window:200+global:4"}
+    record = distill(model, byte_tokenizer, **asked)
+    with pytest.raises(ValueError, match=r"holds this run, finished.*from_pretrained"):
+        distill(lively(), byte_tokenizer, **asked)
     align, match = losses(record)
     assert sum(align[-5:]) < 0.8 * sum(align[:5])
     assert sum(match[-5:]) < sum(match[:5])
@@ -193,6 +194,10 @@ def test_a_patched_model_and_a_foreign_folder_are_refused(tmp_path, byte_tokeniz
         distill(lc.patch(lively(), mamba="0"), byte_tokenizer, out=tmp_path / "run", **SMALL)
     with pytest.raises(ValueError, match="float16"):
         distill(lively().half(), byte_tokenizer, out=tmp_path / "run", **SMALL)
+    spread = lively()
+    spread.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    with pytest.raises(ValueError, match=r"several devices \(0, 1\).*accelerate launch"):
+        distill(spread, byte_tokenizer, out=tmp_path / "run", **SMALL)
 
 
 def test_the_command_shows_the_three_models(run, lively_folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -84,6 +85,7 @@ def test_the_cheapest_layers_go_first_until_the_cache_fits(indifferent, byte_tok
         ({"budget_kv": 1.5}, "above 0 and below 1"),
         ({"budget_kv": 0.1}, "cannot bring the cache below 0.1"),
         ({"budget_kv": 0.5, "tokens": 4}, "states take room too"),
+        ({"budget_kv": 0.5, "tokens": 0}, "tokens is 0"),
         ({"budget_kv": 0.5, "length": 64}, "facts and questions"),
         ({"budget_kv": 0.5, "mamba": "9"}, "matches no layer"),
         ({"budget_kv": 0.5, "data": "no/such"}, "cannot be opened"),
@@ -98,6 +100,16 @@ def test_text_that_ends_is_refused(indifferent, byte_tokenizer, tmp_path):
     (tmp_path / "short.txt").write_text("It ends. " * 10)
     with pytest.raises(ValueError, match="tokens before the last row"):
         choose_layers(indifferent, byte_tokenizer, budget_kv=0.7, **QUICK | {"data": tmp_path})
+
+
+@pytest.mark.parametrize("how", [("--mamba=1",), ("--budget-kv=0.7", "--data=prose", "--rows=1", "--length=384")])
+@pytest.mark.parametrize(("asked", "saved"), [((), torch.bfloat16), (("--dtype=float32",), torch.float32)])
+def test_a_converted_model_keeps_its_dtype(indifferent, byte_tokenizer, run, tmp_path, how, asked, saved):
+    copy.deepcopy(indifferent).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    code, _, err = run("convert", str(tmp_path / "model"), *how, *asked, f"--out={tmp_path / 'out'}")
+    assert code == 0, err
+    assert lc.from_pretrained(tmp_path / "out").get_input_embeddings().weight.dtype == saved
 
 
 def test_convert_under_a_budget(indifferent, byte_tokenizer, run, tmp_path):
@@ -126,6 +138,8 @@ def test_convert_under_a_budget(indifferent, byte_tokenizer, run, tmp_path):
         ((), "neither --mamba nor"),
         (("--mamba=1", "--data=prose"), "give --budget-kv too"),
         (("--mamba=1", "--tokens=1k"), "give --budget-kv too"),
+        (("--mamba=1", "--rows=4"), "--rows 4 is for choosing layers"),
+        (("--mamba=1,init=random", "--seed=7"), "1::4,init=random,seed=7"),
         ((*options, "--tokens=4"), "states take room too"),
     ):
         code, _, err = run("convert", str(folder), *arguments, f"--out={tmp_path / 'x'}")

@@ -53,6 +53,19 @@ def test_every_mixer_learns_and_nothing_else(family, objective):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("objective", ["match", "text"])
+def test_dropout_stays_off(objective):
+    """The teacher has none, and with checkpointing the loss is the same."""
+    found = []
+    for checkpointing in (False, True):
+        one = made(objective=objective, checkpointing=checkpointing)
+        for module in one.whole.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.5
+        found.append(one(**packed())["loss"].item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_kl_is_normalised_by_tokens_and_masked(side, monkeypatch):

@@ -62,6 +62,9 @@ def attend(
         positions: (B or 1, Lk) integer logical positions, negative for padding, in place of `valid`: for caches from
             which keys have been dropped.
 
+    What follows from `valid`, `segments` and `positions` is remembered with the tensors until torch says that they
+    have been written to; whoever writes past torch (through `.numpy()` or `.data`) must pass a new tensor.
+
     Returns:
         (B, Hq, Lq, Dv) in the query's dtype. Under `torch.autocast` in autocast's dtype, in which it is then computed,
         whatever the backend and the length: so does torch's own attention (float64 stays as it is there). On the meta

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import Device, Dtype, Model, one_length
+from hf_longctx.cli.shared import Device, Model, one_length
 
 #: The picture of the ranking, in the new model's folder.
 RANKING = "layers.png"
@@ -49,15 +49,22 @@ def convert(
         str | None,
         typer.Option("--data", help="Text to choose on: kjv, prose, a folder, a file, a data set: NAME, NAME:CONFIG."),
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", help="Rows of text to choose on.")] = 8,
-    length: Annotated[str, typer.Option("--length", help="Tokens of such a row.")] = "512",
-    text_field: Annotated[str, typer.Option("--text-field", help="Where a row of --data has its text.")] = "text",
-    split: Annotated[str, typer.Option("--split", help="Of a data set.")] = "train",
-    seed: Annotated[int, typer.Option("--seed", help="Of the text and the facts hidden in it.")] = 0,
+    rows: Annotated[int | None, typer.Option("--rows", help="Rows of text to choose on. [default: 8]")] = None,
+    length: Annotated[str | None, typer.Option("--length", help="Tokens of such a row. [default: 512]")] = None,
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", help="Where a row of --data has its text. [default: text]")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of a data set. [default: train]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the text and the facts hidden in it. [default: 0]")
+    ] = None,
     attention: Annotated[str | None, typer.Option("--attention", help="A pattern for the layers that stay.")] = None,
     rope: Annotated[str | None, typer.Option("--rope", help="A scaling, such as yarn:4.")] = None,
     own_windows: Annotated[str, typer.Option("--own-windows", help="intersect or replace.")] = "intersect",
-    dtype: Dtype = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16 or float16. [default: the checkpoint's own]"),
+    ] = None,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the description as one JSON document.")] = False,
 ) -> None:
@@ -71,18 +78,32 @@ def convert(
         ValueError: no such model, a plan that does not fit it, or a folder that holds something.
     """
     import hf_longctx as lc
+    from hf_longctx.hf.loading import load_config
 
     if mamba is None and budget_kv is None:
         raise ValueError("neither --mamba nor --budget-kv is given: name layers, such as --mamba 1::4, or a budget")
-    if budget_kv is None and data is not None:
-        raise ValueError(f"--data {data} is text to choose layers on: give --budget-kv too, or leave it out")
-    if budget_kv is None and tokens is not None:
-        raise ValueError(f"--tokens {tokens} is where a budget is counted: give --budget-kv too, or leave it out")
+    choosing = {
+        "tokens": tokens, "data": data, "rows": rows, "length": length, "text_field": text_field, "split": split,
+        "seed": seed,
+    }  # fmt: skip
+    choosing = {name: value for name, value in choosing.items() if value is not None}
+    if budget_kv is None and choosing:
+        name, value = next(iter(choosing.items()))
+        raise ValueError(
+            f"--{name.replace('_', '-')} {value} is for choosing layers: give --budget-kv too, or leave it out"
+            + (
+                "; the seed of init=random is part of --mamba, such as 1::4,init=random,seed=7"
+                if name == "seed"
+                else ""
+            )
+        )
     if out is None and budget_kv is None:
         raise ValueError("--out is missing: name a folder for the new model, new or empty")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} holds something already: name a new folder, or empty it")
-    loaded, tokenizer = lc.load_model(model, dtype=dtype, device=device)
+    own = getattr(load_config(model), "dtype", None)
+    # Layers are chosen in what is exact on the device; what is saved is of the checkpoint's own dtype.
+    loaded, tokenizer = lc.load_model(model, dtype=dtype or (own if budget_kv is None else None), device=device)
     if lc.is_patched(loaded):
         raise ValueError(f"model {model!r} was saved patched: convert the original model, with all changes at once")
     choice = None
@@ -90,11 +111,11 @@ def convert(
         from hf_longctx.measure.haystack import default_haystack
         from hf_longctx.training.layer_choice import choose_layers
 
-        choice = choose_layers(
-            loaded, tokenizer, budget_kv=budget_kv, mamba=mamba or "*", data=data or default_haystack(), rows=rows,
-            length=one_length("--length", length), tokens=None if tokens is None else one_length("--tokens", tokens),
-            text_field=text_field, split=split, seed=seed,
-        )  # fmt: skip
+        given: dict[str, Any] = {"data": default_haystack(), **choosing}
+        given |= {n: one_length(f"--{n}", given[n]) for n in ("tokens", "length") if n in given}
+        choice = choose_layers(loaded, tokenizer, budget_kv=budget_kv, mamba=mamba or "*", **given)
+        if dtype is None and own is not None:
+            loaded.to(own)
     plan = mamba if choice is None else choice.mamba
     lc.patch(loaded, mamba=plan, attention=attention, rope=rope, own_windows=own_windows)
     if out is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import check_place
+from hf_longctx.cli.shared import check_plot
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,10 +31,8 @@ def rope(
         str | None,
         typer.Option("--length", help="Sequence length to show, such as 32k, where the scaling follows it."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where the plot goes (rope.png).")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document; plot only if --out is given.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Draw the pairs there as well (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show each rotary pair's wavelength before and after a scaling, the trained window marked."""
     from hf_longctx.hf.loading import load_config
@@ -47,16 +44,13 @@ def rope(
     except ValueError as error:
         raise ValueError(f"--length {error}") from None
     change = plan(load_config(model), rope)
+    if out is not None:
+        check_plot("--out", out)
     document = view(model, change.geometry, change.scaling, tokens)
-    path = out if out or as_json else Path("rope.png")
-    drawn = path is not None and importlib.util.find_spec("matplotlib") is not None
-    document["plot"] = str(path) if drawn else None
-    if path is not None and drawn:
-        plot(document, path)
-    missing = 'no plot: matplotlib is missing; pip install "hf_longctx[report]"'
+    document["plot"] = None if out is None else str(out)
+    if out is not None:
+        plot(document, out)
     if as_json:
-        if path is not None and not drawn:
-            typer.echo(missing, err=True)
         typer.echo(json.dumps(document))
         return
 
@@ -66,7 +60,8 @@ def rope(
     console.print(table(document))
     for line in summary(document):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"plot: {path}" if drawn else missing, highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"plot: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def view(model: str, geometry: RopeGeometry, scaling: Scaling, length: int | None = None) -> dict[str, Any]:
@@ -182,11 +177,10 @@ def plot(document: dict[str, Any], path: Path) -> None:
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
-        ValueError: If the ending is no image format, or the folder does not exist.
+        ValueError: If the ending is no image format.
     """
     from matplotlib.figure import Figure
 
-    check_place("--out", path)
     before = [pair["before"] for pair in document["pairs"]]
     after = [pair["after"] for pair in document["pairs"]]
     trained, length = document["trained"], document["length"]

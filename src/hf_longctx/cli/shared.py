@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -177,6 +178,27 @@ def check_place(option: str, path: Path) -> None:
     """Raise ValueError unless the folder of a file that an option asks for exists."""
     if not path.parent.is_dir():
         raise ValueError(f"{option} {str(path)!r}: there is no folder {path.parent}: create it or choose another path")
+
+
+def check_plot(option: str, path: Path) -> None:
+    """Raise, before anything is worked out, unless a plot can be drawn into a file that an option names.
+
+    Raises:
+        ValueError: its folder does not exist, or its ending is no image's.
+        ImportError: matplotlib is not installed.
+    """
+    check_place(option, path)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            f'{option} {str(path)!r}: a plot needs matplotlib: pip install "hf_longctx[report]", or leave out {option}'
+        )
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.is_dir() or path.suffix[1:].lower() not in endings:
+        raise ValueError(
+            f"{option} {str(path)!r}: it must be a file with an image's ending, such as plot.png: {', '.join(endings)}"
+        )
 
 
 def page_of(out: Path | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_longctx.cli.shared import check_place, parse_lengths
+from hf_longctx.cli.shared import check_plot, parse_lengths
 
 #: Lengths that the tables show, and the last one, where more are worked out.
 _SHOWN = 6
@@ -63,7 +62,11 @@ def wall(
     compared, limit = methods(attention, mamba=mamba), machine(memory)
     tokens = list(LENGTHS) if lengths is None else sorted(set(parse_lengths(lengths)))
     if out is not None:
-        _check_plot(out, tokens, lengths)
+        if len(tokens) < 2:
+            raise ValueError(
+                f"--out {str(out)!r}: a plot needs two lengths, --lengths {lengths} is one: give more, or no --out"
+            )
+        check_plot("--out", out)
     try:
         rows = read_length(chunk)
     except ValueError as error:
@@ -84,21 +87,6 @@ def wall(
     show(document)
     if out is not None:
         typer.echo(f"plot: {out}")
-
-
-def _check_plot(out: Path, tokens: list[int], lengths: str | None) -> None:
-    """Raise, before anything is worked out, if there is nothing to draw, no place for it, or nothing to draw with."""
-    if len(tokens) < 2:
-        raise ValueError(
-            f"--out {str(out)!r}: a plot needs two lengths, --lengths {lengths} is one: give more, or no --out"
-        )
-    check_place("--out", out)
-    if out.is_dir() or not out.suffix:
-        raise ValueError(f"--out {str(out)!r}: it must be a file with an image's ending, such as wall.png")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(
-            f'--out {str(out)!r}: a plot needs matplotlib: pip install "hf_longctx[report]", or no --out'
-        )
 
 
 def show(document: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ _PLAN_FIELDS = {
     "own_windows": str, "original": dict,
 }  # fmt: skip
 #: Terms that some models add to the scores; dropping them silently would yield garbage.
-_UNSUPPORTED = ("s_aux", "softcap", "position_bias", "head_mask")
+_UNSUPPORTED = ("s_aux", "sinks", "softcap", "position_bias", "head_mask", "indices", "block_indices")
 
 
 def register() -> None:
@@ -54,6 +54,7 @@ def longctx_mask(
     attention_mask: Tensor | None = None,
     use_vmap: bool = False,
     device: Any = None,
+    config: Any = None,
     **kwargs: Any,
 ) -> Tensor:
     """Logical positions of the live keys, as transformers' mask function of this attention.
@@ -67,13 +68,14 @@ def longctx_mask(
         attention_mask: (B, slots) bool, False for padding, or None.
         use_vmap: True where a model joins functions of its own to the causal mask.
         device: of the result.
+        config: of the decoder whose forward this is for.
         **kwargs: the rest of transformers' contract.
 
     Returns:
         (B or 1, 1, 1, live) int64: index among the real tokens of the row, -1 for padding.
 
     Raises:
-        ValueError: a model that is not causal, or that adds a mask of its own.
+        ValueError: a model that is not causal, or that adds a mask of its own; a mask that lacks tokens.
     """
     if use_vmap or "allow_is_bidirectional_skip" in kwargs:
         raise ValueError(
@@ -83,12 +85,15 @@ def longctx_mask(
     start, stop = int(kv_offset), int(q_offset) + q_length
     if attention_mask is None:
         positions = torch.arange(start, stop, device=device)
-        return made_for(positions[None, None, None, :], torch.arange(start, stop)[None])
+        return made_for(positions[None, None, None, :], config, torch.arange(start, stop)[None])
+    if attention_mask.shape[1] < stop:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[1]} columns, but there are {stop} tokens, of which {q_length} "
+            "are new: pass an attention_mask for all tokens, those in the cache included, or none"
+        )
     valid = attention_mask[:, :stop].to(device=device, dtype=torch.bool)
-    if valid.shape[1] < stop:
-        valid = torch.nn.functional.pad(valid, (0, stop - valid.shape[1]))
     positions = torch.where(valid, valid.cumsum(-1) - 1, -1)
-    return positions[:, None, None, start:]
+    return made_for(positions[:, None, None, start:], config)
 
 
 @eager
@@ -103,7 +108,6 @@ def longctx_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     position_ids: Tensor | None = None,
-    longctx_cache: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer under the plan in its config, as transformers' attention function.
@@ -118,7 +122,6 @@ def longctx_attention(
         dropout: must be 0.
         sliding_window: the layer's own window, from models that have one.
         position_ids: (B or 1, Lq); where they restart without a cache, documents are packed.
-        longctx_cache: the cache, where some of its layers drop keys.
         **kwargs: the rest of transformers' contract.
 
     Returns:
@@ -141,8 +144,8 @@ def longctx_attention(
     if query.is_meta:
         return outline(query, key, value).transpose(1, 2), None
     places = Places.of(attention_mask)  # type: ignore[arg-type]
-    dropping = _dropping(longctx_cache, layer)
-    positions = places.table if dropping is None else dropping.positions(places)
+    dropping, slots = _dropping(key, layer)
+    positions = places.table if dropping is None else dropping.positions(places, slots)
     live = positions.shape[-1]
     if key.shape[2] < live:
         raise ValueError(
@@ -181,23 +184,24 @@ def _lacking(index: int, layer: LayerPlan, window: int | None) -> str:
     )
 
 
-def _dropping(cache: Any, plan: LayerPlan) -> Any:
-    """The layer of a cache if it drops keys, else None.
+def _dropping(keys: Tensor, plan: LayerPlan) -> tuple[Any, Tensor | None]:
+    """The layer of the cache that the keys are from and their slots, if it is one that drops keys.
 
     Raises:
         ValueError: it was filled under another pattern.
     """
-    from hf_longctx.hf.eviction import EvictingLayer
+    from hf_longctx.hf.eviction import origin
 
-    layer = None if cache is None else cache.layers[plan.index]
-    if not isinstance(layer, EvictingLayer):
-        return None
+    found = origin(keys)
+    if found is None:
+        return None, None
+    layer = found[0]
     if layer.pattern != plan.pattern and not same(layer.pattern, plan.pattern):
         raise ValueError(
             f"layer {plan.index} of past_key_values drops keys under {layer.pattern}, but the model computes "
             f"{plan.pattern}: start with an empty cache"
         )
-    return layer
+    return found
 
 
 def stored_plan(config: Any) -> dict[str, Any]:

@@ -19,13 +19,12 @@ from hf_longctx.patterns.retention import most_kept
 def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of a decoder's forward with a cache that fits the plan.
 
-    A cache that is to be made is made here, so that it can be seen by whoever comes after. A cache whose layers drop
-    keys is handed on to the attention as `longctx_cache`.
+    A cache that is to be made is made here, so that it can be seen by whoever comes after.
 
     Raises:
-        ValueError: a preallocated cache whose layers roll over a replaced window.
+        ValueError: a preallocated cache whose layers roll over a replaced window, or one that has no layers.
     """
-    from transformers import DynamicCache
+    from transformers import Cache, DynamicCache
     from transformers.cache_utils import StaticLayer
 
     config = decoder.config
@@ -40,9 +39,15 @@ def ready(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         kwargs = with_cache(kwargs | {"use_cache": True}, cache)
     if cache is None or not (stored["attention"] or stored["mamba"]):
         return kwargs
+    if not isinstance(cache, Cache):
+        raise ValueError(
+            f"the cache is a {type(cache).__name__}, which patched attention and Mamba layers cannot use: call "
+            "model.generate, or pass a transformers Cache such as DynamicCache()"
+        )
     fit(cache, decoder)
     _note_masking(cache, any(isinstance(layer, StaticLayer) for layer in cache.layers))
-    return {**kwargs, "longctx_cache": cache} if _open(cache) else kwargs
+    _open(cache)
+    return kwargs
 
 
 def fit(cache: Any, decoder: Any) -> None:
@@ -121,11 +126,10 @@ def _note_masking(cache: Any, masking: bool) -> None:
             layer.masking = masking
 
 
-def _open(cache: Any) -> bool:
-    """Tell the layers that drop keys that a forward begins; whether there are any."""
+def _open(cache: Any) -> None:
+    """Tell the layers that drop keys that a forward begins."""
     from hf_longctx.hf.eviction import EvictingLayer
 
-    dropping = [layer for layer in cache.layers if isinstance(layer, EvictingLayer)]
-    for layer in dropping:
-        layer.open()
-    return bool(dropping)
+    for layer in cache.layers:
+        if isinstance(layer, EvictingLayer):
+            layer.open()

@@ -7,10 +7,12 @@ and what is dropped. So a key that any row may still see is kept for all, and re
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.cache_utils import DynamicLayer
 
 from hf_longctx.compiling import eager
@@ -21,6 +23,19 @@ from hf_longctx.patterns.retention import most_kept
 
 #: Bytes of the slot number that is stored for each key, on the CPU: nobody waits for a device to look at it.
 SLOT_BYTES = 8
+
+#: The keys that an `update` of a running forward has returned -> the layer they are of, and their slots.
+_GIVEN = WeakTensorKeyDictionary()
+
+
+def origin(keys: Tensor) -> tuple[EvictingLayer, Tensor] | None:
+    """The layer whose `update` has returned these keys, and their slots (stored,); None for any other tensor.
+
+    So an attention function knows what it is given, whatever its model hands on to it.
+    """
+    layer, slots = _GIVEN.get(keys, (None, None))
+    layer = None if layer is None else layer()
+    return None if layer is None else (layer, slots)
 
 
 def room(columns: int) -> int:
@@ -138,13 +153,15 @@ class EvictingLayer(DynamicLayer):
             self.keys = torch.cat([self.keys, key_states], dim=2)
             self.values = torch.cat([self.values, value_states], dim=2)
             self.slots = torch.cat([self.slots, new])
+        _GIVEN[self.keys] = weakref.ref(self), self.slots
         return self.keys, self.values
 
-    def positions(self, places: Places) -> Tensor:
+    def positions(self, places: Places, slots: Tensor | None = None) -> Tensor:
         """The logical positions of the stored keys.
 
         Args:
             places: of all tokens seen.
+            slots: those of the keys, (stored,); where they have been moved out since, they are no longer its own.
 
         Returns:
             (B or 1, stored) int64.
@@ -153,12 +170,13 @@ class EvictingLayer(DynamicLayer):
             ValueError: the mask is of another length.
         """
         told = places.table.shape[1]
-        if told != self.seen or self.slots is None:
+        slots = self.slots if slots is None else slots
+        if told != self.seen or slots is None:
             raise ValueError(
                 f"the cache has seen {self.seen} tokens, but the mask is for {told}: pass an attention_mask "
                 "for all tokens, those in the cache included, and the cache as the model returned it"
             )
-        return places.at(self.slots)
+        return places.at(slots)
 
     def settle(self, places: Places) -> None:
         """Drop what no later query may see, if the buffers are full. Ends a forward.
@@ -196,6 +214,7 @@ class EvictingLayer(DynamicLayer):
         """
         now = places.table[: len(at), :sure].amax(1, keepdim=True) + 1
         later = torch.as_tensor(self.pattern.keeps(at, now), device=at.device).expand(at.shape) & (at >= 0)
+        later = later | (at >= now)  # `keeps` is asked of what is past; those to come are still to be seen
         kept = later.any(0).nonzero()[:, 0]
         return kept, kept.cpu()
 

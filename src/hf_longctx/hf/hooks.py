@@ -11,7 +11,7 @@ from hf_longctx.compiling import eager
 from hf_longctx.hf import caches, lengths
 from hf_longctx.hf.attention import stored_plan
 from hf_longctx.hf.cache_argument import cache_among
-from hf_longctx.hf.places import forget
+from hf_longctx.hf.places import begin
 from hf_longctx.hf.tokens import tokens_of
 
 
@@ -30,7 +30,7 @@ def before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[t
             "model for it"
         )
     kwargs = caches.ready(decoder, args, kwargs)
-    forget(kwargs.get("attention_mask"))
+    begin(config, kwargs.get("attention_mask"), kwargs.get("position_ids"))
     tokens = next(
         (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
     )

@@ -2,7 +2,7 @@
 
 Keys of one cache must all be rotated alike, which transformers' own update in each forward does not keep. Here a
 `generate` call holds the length of prompt and new tokens together, a cache is stamped with the length of its first
-use, and a bare forward uses its own.
+use, and a bare forward uses its own. The length belongs to the model: threads that share one must take turns.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Swap, Un
 from hf_longctx.mamba.mamba2 import Mamba2
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.patterns.layers import ATTENTION_KINDS
 from hf_longctx.plan import check_own_windows
 from hf_longctx.rope import Scaling
 
@@ -258,6 +259,15 @@ def _check_model(model: Any) -> None:
         )
     if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
         raise ValueError(f"{name} is not a causal language model: load the model with AutoModelForCausalLM")
+    text = model.config.get_text_config(decoder=True)
+    if text is not model.config:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        alone = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
+        raise ValueError(
+            f"{name} is more than a language model, and only those can be patched: load its language model alone"
+            + (f", transformers.{alone}.from_pretrained(...)" if alone else "")
+        )
 
 
 def _check_attention(
@@ -280,6 +290,11 @@ def _check_attention(
     for layer in plan_layers(model, given, own_windows, mamba):
         if layer.index in mamba:
             continue
+        if layer.kind not in ATTENTION_KINDS:
+            raise ValueError(
+                f"layer {layer.index} of {name} is of type {layer.kind!r}, whose own mask patched attention cannot "
+                f"apply (only {', '.join(ATTENTION_KINDS)}): patch `rope` only"
+            )
         module = modules[layer.index]
         if getattr(module, "attn_logit_softcapping", None) or hasattr(module, "sinks"):
             raise ValueError(

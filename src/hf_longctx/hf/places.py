@@ -7,6 +7,7 @@ not longer, and not by what it holds, so that nothing is ever stale, and that in
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,9 @@ from hf_longctx.hf.documents import documents
 
 #: The mask of a running forward -> its version, and its places. It holds neither the mask nor a view of it.
 _KNOWN = WeakTensorKeyDictionary()
+#: The config of the decoder whose forward began last, and the position ids that it was given: some families do not
+#: hand them on to their attention.
+_BEGUN: ContextVar[tuple[Any, Tensor | None]] = ContextVar("begun", default=(None, None))
 
 
 class Places(Remembers):
@@ -28,13 +32,15 @@ class Places(Remembers):
     Args:
         table: (B or 1, seen) int64 logical positions of all tokens seen, -1 for padding; nobody may write to it.
         host: the same as one row on the CPU, (1, seen), if they are alike in all rows and known there.
+        ids: position ids of the forward, (B or 1, queries), if it was given any.
 
     Attributes:
         table: the same.
     """
 
-    def __init__(self, table: Tensor, host: Tensor | None = None) -> None:
+    def __init__(self, table: Tensor, host: Tensor | None = None, ids: Tensor | None = None) -> None:
         self.table = table
+        self._ids = ids
         if host is not None:
             self.host = host  # known beforehand
         self._known: dict[Hashable, Any] = {}
@@ -72,9 +78,11 @@ class Places(Remembers):
         Args:
             queries: number of new tokens.
             positions: `table`, or what `at` gave.
-            position_ids: (B or 1, queries); where they restart without a cache, documents are packed.
+            position_ids: (B or 1, queries); where they restart without a cache, documents are packed. Those of the
+                forward if None.
             rows: B.
         """
+        position_ids = self._ids if position_ids is None else position_ids
         ids = position_ids if positions is self.table and positions.shape[1] == queries > 1 else None
         version = None if ids is None or ids.is_inference() else ids._version
         # The entry holds on to the ids, so that no other tensor comes to their number.
@@ -113,14 +121,17 @@ class Places(Remembers):
         return bool(((lowest < beyond) & (first > needed)).any())
 
 
-def made_for(mask: Tensor, host: Tensor) -> Tensor:
-    """Say of a mask just made that its rows are `host` (1, seen), so that nobody has to look."""
-    _KNOWN[mask] = (None if mask.is_inference() else mask._version, Places(mask[:, 0, 0, :].clone(), host))
+def made_for(mask: Tensor, config: Any, host: Tensor | None = None) -> Tensor:
+    """Say of a new mask whose it is, by the decoder's config, and that its rows are `host` (1, seen) if given."""
+    begun, ids = _BEGUN.get()
+    places = Places(mask[:, 0, 0, :].clone(), host, ids if begun is config else None)
+    _KNOWN[mask] = (None if mask.is_inference() else mask._version, places)
     return mask
 
 
-def forget(masks: Any) -> None:
-    """A forward begins with masks of the caller's, who may have written to them since the last one."""
+def begin(config: Any, masks: Any, ids: Tensor | None) -> None:
+    """A forward begins, with position ids and with masks of the caller's, who may have written to them since."""
+    _BEGUN.set((config, ids))
     for mask in masks.values() if isinstance(masks, dict) else (masks,):
         if isinstance(mask, Tensor):
             _KNOWN.pop(mask, None)

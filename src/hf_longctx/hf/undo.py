@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -92,11 +93,20 @@ class Swap:
     def __post_init__(self) -> None:
         self.old = self.parent._modules[self.name]
         self.parent._modules[self.name] = self.new
+        self._beside = self._dtype_beside()
 
     def undo(self) -> None:
-        """Put the old module back, moved and cast as the model was meanwhile."""
+        """Put the old module back, moved and cast as what stands beside it was meanwhile."""
         now = next(self.parent._modules[self.name].parameters())  # type: ignore[union-attr]
-        self.parent._modules[self.name] = self.old.to(now.device, now.dtype).train(self.parent.training)
+        old = self.old if now.is_meta else self.old.to(now.device)  # offloaded: its weights are nowhere else
+        if (dtype := self._dtype_beside()) != self._beside:
+            old = old.to(dtype)
+        self.parent._modules[self.name] = old.train(self.parent.training)
+
+    def _dtype_beside(self) -> torch.dtype | None:
+        """The dtype of the parent's other weights: the new module may be held in one of its own, to be trained."""
+        others = (m for name, m in self.parent.named_children() if name != self.name)
+        return next((p.dtype for m in others for p in m.parameters() if p.is_floating_point()), None)
 
 
 @dataclass

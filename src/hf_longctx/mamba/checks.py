@@ -67,10 +67,14 @@ def selective_scan(
     signs(dt, A)
 
 
-def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> None:
-    """Raise unless the arguments of `ssd_step` fit together, naming the first that does not."""
+def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> bool:
+    """Raise unless the arguments of `ssd_step` fit together, naming the first that does not.
+
+    Returns:
+        Whether they are as they mostly are: float32 on one device, and contiguous.
+    """
     if _usual_step(state, x, dt, A, B, C, D):
-        return
+        return True
     _floats({"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D}, state)
     batch, heads, size, n = _shape("state", state, "batch", "heads", "head size", "state size")
     if state.dtype not in (torch.float32, torch.float64):
@@ -91,28 +95,31 @@ def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
         raise ValueError(
             "ssd_step changes its state in place and has no gradients: call it under torch.no_grad(), or use ssd"
         )
+    return False
 
 
 def _usual_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> bool:
     """Whether the arguments are as they mostly are, and certainly fit: a quick look, for a step takes microseconds."""
     try:
-        shape, dtype, device = state.shape, state.dtype, state.device
-        if torch.is_grad_enabled() or dtype is not torch.float32 or len(shape) != 4 or 0 in shape or B.dim() != 3:
+        shape, device, near = state.shape, state.device, state.is_cpu
+        if torch.is_grad_enabled() or len(shape) != 4 or 0 in shape or B.dim() != 3 or C.dim() != 3:
             return False
-        batch, heads, size, n = shape
-        groups = B.shape[1]
+        for t in (state, x, dt, A, B, C) if D is None else (state, x, dt, A, B, C, D):
+            if t.dtype is not torch.float32 or not t.is_contiguous():
+                return False
+            if not (near and t.is_cpu) and t.device != device:  # asking for devices takes longer
+                return False
+        (batch, heads, size, n), groups, readers = shape, B.shape[1], C.shape[1]
         return (
             x.shape == (batch, heads, size)
             and dt.shape == (batch, heads)
             and A.shape == (heads,)
+            and 0 not in (groups, readers)
             and B.shape == (batch, groups, n)
-            and groups > 0
+            and C.shape == (batch, readers, n)
             and heads % groups == 0
-            and C.shape == B.shape
-            and dtype is x.dtype is dt.dtype is A.dtype is B.dtype is C.dtype
-            and device == x.device == dt.device == A.device == B.device == C.device
-            and state.is_contiguous()
-            and (D is None or (D.shape == (heads,) and D.dtype is dtype and D.device == device))
+            and (readers == groups or (heads == groups and readers % groups == 0))
+            and (D is None or D.shape == (heads,))
         )
     except AttributeError:  # no tensor
         return False

@@ -211,6 +211,8 @@ class Mamba2Mixer(nn.Module):
         documents: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         A = -self.A_log.to(step.dtype).exp()
+        if valid is not None:
+            step = step.masked_fill(~valid[..., None], 1)  # padding may hold NaN, and NaN times 0 is NaN
         if not self.form.classic:
             step = step.clamp(min=_SHORTEST_STEP)
             x = (x / step[..., None]).to(x.dtype)  # the scan multiplies by the step

@@ -128,7 +128,7 @@ def ssd_step(
     >>> torch.allclose(y, ssd(x, dt, A, B, C)[:, 8], atol=1e-4)
     True
     """
-    checks.step(state, x, dt, A, B, C, D)
+    usual = checks.step(state, x, dt, A, B, C, D)
     if backend not in STEP_BACKENDS:
         check_backend(backend, STEP_BACKENDS)
     if backend == "mamba_ssm" or (backend == "auto" and state.is_cuda):
@@ -141,7 +141,9 @@ def ssd_step(
     if backend == "numba" or (backend == "auto" and fused_step.pays(state)):
         unfit = fused_step.misfit(state, x, dt, A, B, C, D)
         if unfit is None:
-            run = fused_step.step
+            if usual:  # nothing to convert, nothing that autocast could touch
+                return fused_step.step(state, x, dt, A, B, C, D)
+            run = _fused
         elif backend == "numba":
             _refuse(backend, unfit)
     out, exact = x.dtype, state.dtype
@@ -172,6 +174,12 @@ def _step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
         return y if D is None else y.addcmul_(x, D.view(heads, -1))
     y = y.view(batch, heads, readers // groups, size)
     return (y if D is None else y.add_((x * D.view(heads, -1)).unsqueeze(2))).flatten(1, 2)
+
+
+def _fused(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
+    """`fused_step.step`, which reads memory as it lies."""
+    x, dt, A, B, C = (t.contiguous() for t in (x, dt, A, B, C))
+    return fused_step.step(state, x, dt, A, B, C, None if D is None else D.contiguous())
 
 
 def check_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> None:

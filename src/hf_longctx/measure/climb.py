@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from .defaults import TRIALS
-from .effective import RULES, Climb, Scores, judge, summarise
+from .effective import RULES, Climb, Scores, judge
+from .effective_summary import summarise
 from .evaluate import Evaluation
 from .processes import here
 from .variants import Variant

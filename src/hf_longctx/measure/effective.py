@@ -11,18 +11,10 @@ half to its upper end, which is wrong only if some good length fails. It takes t
 
 from __future__ import annotations
 
-import bisect
-import math
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass
 
 from .defaults import TRIALS
-from .falling_curve import crossing, falling_fit
-from .heatmap import length_label
 from .sequential import decide
 
 Scores = Mapping[int, Sequence[float | None]]
@@ -125,7 +117,7 @@ def judge(scores: Scores, climb: Climb, rule: str) -> Found:
 
     climbing = True
     for length in climb.ladder:
-        call, ask = _test(scores, length, climb, rule)
+        call, ask = verdict_on(scores, length, climb, rule)
         verdicts[length] = call
         if ask is not None:
             return found(ask)
@@ -142,7 +134,7 @@ def judge(scores: Scores, climb: Climb, rule: str) -> Found:
         middle = (low + high) // 2
         if middle in (low, high):
             break
-        call, ask = _test(scores, middle, climb, rule)
+        call, ask = verdict_on(scores, middle, climb, rule)
         verdicts[middle] = call
         if ask is not None:
             return found(ask)
@@ -152,174 +144,26 @@ def judge(scores: Scores, climb: Climb, rule: str) -> Found:
     return found(None)
 
 
-def curve_length(
-    scores: Scores, climb: Climb, rule: str, *, draws: int = 400, seed: int = 0
-) -> tuple[float, float, float]:
-    """Where the fitted curve crosses the rule's line, with a percentile bootstrap over seeds.
-
-    A seed is drawn with its scores at all lengths, so that what they have in common stays together. This describes
-    the curve; it promises no coverage, since the trials were chosen by looking. The promise is `judge`'s.
+def verdict_on(scores: Scores, length: int, climb: Climb, rule: str) -> tuple[str, tuple[int, int] | None]:
+    """The verdict on a length, and the trial that it wants next.
 
     Args:
         scores: so far.
-        climb: its first rung and confidence are used.
-        rule: one of `RULES`.
-        draws: resamples.
-        seed: of the resampling.
-
-    Returns:
-        (estimate, low, high) in tokens; 0 below the shortest length, infinity past the longest.
-    """
-    lengths = [length for length in sorted(scores) if any(one is not None for one in scores[length])]
-    if not lengths:
-        return 0.0, 0.0, math.inf
-    seeds = max(len(scores[length]) for length in lengths)
-    table = np.full((len(lengths), seeds), np.nan)
-    for row, length in enumerate(lengths):
-        given = [np.nan if one is None else one for one in scores[length]]
-        table[row, : len(given)] = given
-    rng = np.random.default_rng(seed)
-    samples = [np.arange(seeds), *rng.integers(0, seeds, (draws, seeds))]
-    found = [one for sample in samples if (one := _crossing_of(lengths, table[:, sample], climb, rule)) is not None]
-    if not found:  # the shortest length could not be asked, and the rule measures against it
-        return 0.0, 0.0, math.inf
-    tail = (1 - climb.confidence) / 2
-    # Inverse of the empirical distribution: infinity is a value like any other.
-    low, high = np.quantile(found[1:] or found, [tail, 1 - tail], method="inverted_cdf")
-    return found[0], float(low), float(high)
-
-
-def unsettled(scores: Scores, climb: Climb, rule: str, unfit: Mapping[int, str]) -> dict[int, str]:
-    """Why a length has neither passed nor failed, those of the ladder that were never reached included.
-
-    Args:
-        scores: so far.
-        climb: how it was looked for.
-        rule: one of `RULES`.
-        unfit: length to the reason why something of it could not be asked.
-
-    Returns:
-        Length to reason, ascending; without those that passed or failed.
-
-    >>> climb = Climb((1024, 2048, 4096), bisections=0)
-    >>> scores = {1024: [1.0] * 40, 2048: [0.0] * 9}
-    >>> unsettled(scores, climb, "absolute", {})
-    {4096: 'not asked: 2K fails, and scores are taken to fall with length'}
-    >>> unsettled({}, climb, "absolute", {})[4096]
-    'not asked: the run stopped at 1K'
-    >>> unsettled(scores, replace(climb, bisections=1), "absolute", {})[4096]  # it stopped at 1536
-    'not asked: 2K fails, and scores are taken to fall with length'
-    """
-    found, base = judge(scores, climb, rule), climb.ladder[0]
-    last = next((length for length, call in found.verdicts.items() if call == "open"), None)
-    why: dict[int, str] = {}
-    for length in sorted({*climb.ladder, *found.verdicts}):
-        call, given = found.verdicts.get(length), scores.get(length, ())
-        if call is None:
-            if last is None or (found.high and length > found.high):
-                why[length] = (
-                    f"not asked: {length_label(found.high or 0)} fails, and scores are taken to fall with length"
-                )
-            else:
-                why[length] = f"not asked: the run stopped at {length_label(last)}"
-        elif call == "open":
-            asked = f"{len(given)} of at most {climb.trials} trials" if given else "its first trial"
-            why[length] = f"the run stopped {'after' if given else 'before'} {asked}"
-        elif call == "undecided" and not _valid(given):
-            why[length] = f"could not be asked: {unfit.get(length, 'every trial was invalid')}"
-        elif call == "undecided" and rule == "own" and not _valid(scores.get(base, ())):
-            why[length] = f"not comparable: {length_label(base)} could not be asked"
-        elif call == "undecided":
-            why[length] = f"not decided by its {len(given)} trials, the most that were allowed"
-    return why
-
-
-def summarise(
-    scores: Scores, climb: Climb, claimed: int | None, *, seed: int = 0, unfit: Mapping[int, str] | None = None
-) -> dict[str, dict[str, Any]]:
-    """The effective length under each rule, as in `summary.json`.
-
-    Args:
-        scores: of one variant.
-        climb: how it was looked for.
-        claimed: the variant's own maximum, in tokens.
-        seed: of the bootstrap.
-        unfit: length to the reason why something of it could not be asked.
-
-    Returns:
-        Per rule `length` (shown to work), `low` and `high` (the interval at `confidence`: at least low, below high,
-        None where open), `share_of_claimed`, `threshold`, `verdicts`, `needed` and `unsettled` (see there, by
-        length), `curve` (estimate and bootstrap interval).
-
-    >>> scores = {1024: [1.0] * 40, 2048: [1.0] * 40, 4096: [0.0] * 9}
-    >>> found = summarise(scores, Climb((1024, 2048, 4096), bisections=0), 8192)["absolute"]
-    >>> found["length"], found["high"], found["share_of_claimed"]
-    (2048, 4096, 0.25)
-    """
-    result: dict[str, dict[str, Any]] = {}
-    for rule, share in RULES.items():
-        found = judge(scores, climb, rule)
-        calls = {str(length): "undecided" if call == "open" else call for length, call in found.verdicts.items()}
-        base = _valid(scores.get(climb.ladder[0], ()))
-        threshold = share if rule == "absolute" else (share * sum(base) / len(base) if base else None)
-        curve = [one if math.isfinite(one) else None for one in curve_length(scores, climb, rule, seed=seed)]
-        result[rule] = {
-            "length": found.low,
-            "low": found.low,
-            "high": found.high,
-            "confidence": climb.confidence,
-            "share_of_claimed": round(found.low / claimed, 4) if found.low and claimed else None,
-            "threshold": threshold,
-            "verdicts": dict(sorted(calls.items(), key=lambda item: int(item[0]))),
-            "needed": {
-                str(length): more
-                for length in sorted(found.verdicts)
-                if calls[str(length)] == "undecided" and (more := needed(scores, length, climb, rule))
-            },
-            "unsettled": {str(length): why for length, why in unsettled(scores, climb, rule, unfit or {}).items()},
-            "curve": {"length": curve[0], "low": curve[1], "high": curve[2]},
-        }
-    return result
-
-
-def needed(scores: Scores, length: int, climb: Climb, rule: str) -> int | None:
-    """How many more full scores in a row, at a length and at the shortest, would let the length pass.
-
-    Args:
-        scores: so far.
-        length: of an undecided one.
-        climb: how it is looked for; its most trials do not count here.
+        length: which; it need not be of the ladder.
+        climb: how to look.
         rule: one of `RULES`.
 
     Returns:
-        At least 1; None where it cannot be asked, or more than 1000 would not do.
-
-    >>> needed({1024: [1.0] * 10}, 1024, Climb((1024,), bisections=0), "absolute")
-    24
+        `pass`, `fail`, `undecided` or `open`, and (length, trial) where it is open, which may be one of the base.
     """
-    given, first = scores.get(length, ()), climb.ladder[0]
-    if given and all(one is None for one in given):
-        return None
-    endless = replace(climb, trials=sys.maxsize)
-
-    def passes(more: int) -> bool:
-        longer = {at: [*scores.get(at, ()), *[1.0] * more] for at in {first, length}}
-        return _test({**scores, **longer}, length, endless, rule)[0] == "pass"
-
-    enough = bisect.bisect_left(range(1, 1001), True, key=passes) + 1
-    return enough if enough <= 1000 else None
-
-
-def _test(scores: Scores, length: int, climb: Climb, rule: str) -> tuple[str, tuple[int, int] | None]:
-    """The verdict on a length, and the trial it wants next."""
     given = scores.get(length, ())
     base = scores.get(climb.ladder[0], ())
     levels = {"pass_level": climb.pass_level, "fail_level": climb.fail_level}
     if rule == "absolute":
-        call = decide(_valid(given), RULES[rule], **levels)
-    elif base and not _valid(base):
+        call = decide(valid(given), RULES[rule], **levels)
+    elif base and not valid(base):
         return "undecided", None  # nothing to measure against, however often one asks
-    elif decide(_valid(base), FLOOR, **levels) == "fail":
+    elif decide(valid(base), FLOOR, **levels) == "fail":
         call = "fail"
     else:
         # "At least this share of the own score" is "the mean of x - share * base is at least 0", seed by seed: the
@@ -336,23 +180,6 @@ def _test(scores: Scores, length: int, climb: Climb, rule: str) -> tuple[str, tu
     return "open", (length, len(given))
 
 
-def _valid(scores: Sequence[float | None]) -> list[float]:
+def valid(scores: Sequence[float | None]) -> list[float]:
+    """The scores of the trials that could be asked."""
     return [one for one in scores if one is not None]
-
-
-def _crossing_of(lengths: Sequence[int], table: Any, climb: Climb, rule: str) -> float | None:
-    """Crossing of a table (lengths, seeds) of scores, NaN where there is none; None without any base score."""
-    counts = (~np.isnan(table)).sum(axis=1)
-    kept = counts > 0
-    if not kept.any():
-        return None
-    means = np.nansum(table[kept], axis=1) / counts[kept]
-    names = [length for length, keep in zip(lengths, kept) if keep]
-    threshold = RULES[rule]
-    if rule == "own":
-        if names[0] != climb.ladder[0]:
-            return None
-        threshold *= float(means[0])
-    if threshold == 0.0:
-        return 0.0
-    return crossing(names, falling_fit(means.tolist(), counts[kept].tolist()), threshold)

@@ -196,7 +196,7 @@ class Evaluation:
         """What has been found so far; written to the run's folder, if it has one.
 
         Args:
-            effective: gives for a variant's name what `effective.summarise` does.
+            effective: gives for a variant's name what `effective_summary.summarise` does.
 
         Returns:
             The summary, as in `summary.json`.

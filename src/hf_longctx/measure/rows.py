@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
@@ -79,3 +82,43 @@ def read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
             raise ValueError(f"line {number} of {path} is no row of a run: choose another --out") from error
         rows.append(row)
     return rows, start + stop
+
+
+def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a run to be told of, each key once, from ``NAME.jsonl`` and the files of other processes beside it.
+
+    Args:
+        folder: the run's.
+        name: `rows` or `cost`.
+
+    Raises:
+        ValueError: a broken line before the last, or a row that lacks a part of its key.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for path in row_files(folder, name):
+        for row in _lines(path):
+            try:
+                key = tuple(row[part] for part in ("variant", "trial", "length", "depth", "kind"))
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{path}: a row lacks {error}; restore the file or run again") from error
+            found[(*key, row.get("task"))] = later(found.get((*key, row.get("task"))), row)
+    return list(found.values())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            # A killed run may leave its last line torn: whole lines end in a newline, so only that one may be broken.
+            if number == len(lines):
+                logger.info("dropped the torn last line of %s", path)
+                continue
+            raise ValueError(
+                f"{path}, line {number}: not JSON ({error.msg}); restore the file or run again"
+            ) from error
+    return rows

@@ -7,7 +7,6 @@ The numbers are counted afresh from the rows, which are the record; ``summary.js
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,9 @@ from typing import Any
 from . import extension, tally
 from .controls import is_control
 from .effective import Climb
-from .effective import summarise as climbed
-from .rows import later, row_files
+from .effective_summary import summarise as climbed
+from .rows import row_files, rows_of
 from .stats import summarise as counted
-
-logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
@@ -198,7 +195,7 @@ def plain_name(model: str | None) -> str | None:
 
 def _parts(folder: Path) -> list[Part]:
     found = []
-    rows = _rows(folder, "rows")
+    rows = rows_of(folder, "rows")
     if rows:
         started, latest = _object(folder / "run.json"), _object(folder / "summary.json")
         # run.json knows every variant that has begun; the summary may lag behind it, but knows more of each.
@@ -212,7 +209,7 @@ def _parts(folder: Path) -> list[Part]:
             found.append(recall({**started, **latest, **searched, "variants": known}, rows))
         except ValueError as error:
             raise ValueError(f"run={str(folder)!r}: {error}") from error
-    rows = _rows(folder, "cost")
+    rows = rows_of(folder, "cost")
     if rows:
         summary = _object(folder / "cost.json")
         for row in rows:
@@ -267,38 +264,6 @@ def _extended(folder: Path) -> Run:
     facts = {key: inside[0].summary.get(key) for key in ("hardware", "started")} if inside else {}
     facts |= {"versions": record.get("versions"), "command": record.get("command")}
     return Run(folder.resolve().name, tuple(parts), facts)
-
-
-def _rows(folder: Path, name: str) -> list[Row]:
-    """Rows of ``NAME.jsonl`` and of the files that several processes wrote beside it, each key once."""
-    found: dict[Any, Row] = {}
-    for path in row_files(folder, name):
-        for row in _lines(path):
-            try:
-                key = tuple(row[part] for part in ("variant", "trial", "length", "depth", "kind"))
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"{path}: a row lacks {error}; restore the file or run again") from error
-            found[(*key, row.get("task"))] = later(found.get((*key, row.get("task"))), row)
-    return list(found.values())
-
-
-def _lines(path: Path) -> list[Row]:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            # A killed run may leave its last line torn: whole lines end in a newline, so only that one may be broken.
-            if number == len(lines):
-                logger.info("dropped the torn last line of %s", path)
-                continue
-            raise ValueError(
-                f"{path}, line {number}: not JSON ({error.msg}); restore the file or run again"
-            ) from error
-    return rows
 
 
 def _object(path: Path) -> dict[str, Any]:

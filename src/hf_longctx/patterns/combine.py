@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.patterns.base import Pattern, whole
-from hf_longctx.patterns.geometry import Own, Shape, Strip
+from hf_longctx.patterns.geometry import Own, Shape, within
 from hf_longctx.patterns.rows import Rows
 
 
@@ -25,12 +25,13 @@ class Union(Pattern, name=None):
     @classmethod
     def of(cls, *patterns: Pattern) -> Pattern:
         """The union of several, flattened and without repeats; a single one is returned as it is."""
-        flat: dict[Pattern, None] = {}
+        flat: list[Pattern] = []  # by equality: a pattern of one's own may hold what has no hash
         for pattern in patterns:
             if not isinstance(pattern, Pattern):
                 raise TypeError(f"{pattern!r} is not a pattern: join patterns such as SlidingWindow(1024) | Global(4)")
-            flat |= dict.fromkeys(pattern.members if isinstance(pattern, Union) else (pattern,))
-        return next(iter(flat)) if len(flat) == 1 else cls(tuple(flat))
+            for member in pattern.members if isinstance(pattern, Union) else (pattern,):
+                flat += [] if member in flat else [member]
+        return flat[0] if len(flat) == 1 else cls(tuple(flat))
 
     @property
     def by_head(self) -> bool:  # type: ignore[override]
@@ -200,15 +201,11 @@ class Windowed(Pattern, name=None):
         rows = self.inner.rows(q, layer=layer, head=head)
         return None if rows is None else rows.within(self.window)
 
-    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...] | None:
-        """The inner strips, cut to the window; None where the inner pattern is of another shape."""
-        strips = []
-        for shape in self.inner.pieces(layer=layer, head=head) or (None,):
-            if not isinstance(shape, Strip):
-                return None
-            cut = shape.within(self.window)
-            strips += [] if cut is None else [cut]
-        return tuple(strips)
+    def pieces(self, *, layer: int = 0, head: int = 0) -> tuple[Shape, ...]:
+        """The inner shapes, cut to the window."""
+        shapes = self.inner.pieces(layer=layer, head=head)
+        each = (Own(self.inner, layer, head),) if shapes is None else shapes
+        return tuple(cut for shape in each if (cut := within(shape, self.window)) is not None)
 
     def earliest(self, q: Tensor) -> Tensor:
         """The later of the two (an upper bound for the reach where the inner pattern has holes)."""

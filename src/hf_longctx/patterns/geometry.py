@@ -214,7 +214,52 @@ class Own:
         return self.pattern.allows(q, k, layer=self.layer, head=self.head) & (k <= q)
 
 
-Shape: TypeAlias = Strip | Blocks | Spaced | Segments | Columns | Drawn | Own
+@dataclass(frozen=True)
+class Near:
+    """The pairs of another shape that are nearer than `window`: what a layer's own window leaves of it.
+
+    >>> [k for k in range(10) if Near(Blocks(8), 3).holds(7, k)]
+    [5, 6, 7]
+    """
+
+    inner: Blocks | Spaced | Segments | Columns | Drawn | Own
+    window: int
+
+    @property
+    def align(self) -> int:
+        """As the inner shape."""
+        return self.inner.align
+
+    def holds(self, q: Any, k: Any) -> Any:
+        """Whether the inner shape holds the pair, and it is near."""
+        return self.inner.holds(q, k) & (q - k < self.window)
+
+
+Shape: TypeAlias = Strip | Blocks | Spaced | Segments | Columns | Drawn | Own | Near
+
+
+def within(shape: Shape, window: int) -> Shape | None:
+    """The pairs of a shape that are nearer than `window`, as one of its own kind where it can be; None if none is.
+
+    >>> within(Spaced(Strip(), 4), 10)
+    Spaced(inner=Strip(low=0, high=3, stop=None), spacing=4)
+    >>> within(Blocks(8), 8), within(Blocks(8), 7)
+    (Blocks(size=8, previous=0), Near(inner=Blocks(size=8, previous=0), window=7))
+    """
+    if isinstance(shape, Strip):
+        return shape.within(window)
+    if isinstance(shape, Near):
+        return Near(shape.inner, min(shape.window, window))
+    if isinstance(shape, Spaced) and isinstance(shape.inner, Strip):
+        band = shape.inner.within(-(-window // shape.spacing))
+        return None if band is None else Spaced(band, shape.spacing)
+    if isinstance(shape, Blocks) and (shape.previous + 1) * shape.size <= window:
+        return shape
+    if isinstance(shape, Segments) and shape.size <= window:
+        return shape
+    if isinstance(shape, Drawn) and max(shape.size, shape.pattern.blocks) > window:
+        return Near(Own(shape.pattern, shape.layer, shape.head), window)  # fewer keys are near than would be drawn
+    return Near(shape, window)
 
 
 def shapes_of(pattern: Pattern, layer: int, heads: Iterable[int]) -> tuple[tuple[Shape, ...], ...]:
@@ -270,7 +315,7 @@ def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
     blocks = [s for s in shapes if isinstance(s, Blocks)]
     spaced = _segments([s for s in shapes if isinstance(s, Segments)], [b.size for b in blocks if b.previous == 0])
     columns = [s for s in shapes if isinstance(s, Columns)]
-    chosen = [s for s in shapes if isinstance(s, Drawn | Own)]
+    chosen = [s for s in shapes if isinstance(s, Drawn | Own | Near)]
     out: list[Piece] = []
     for shape in (*near, *blocks, *combs, *spaced, *columns, *first, *chosen):
         out.append(Piece(shape, tuple(p.shape for p in out if not _apart(p.shape, shape))))
@@ -279,6 +324,10 @@ def disjoint(shapes: Iterable[Shape]) -> tuple[Piece, ...]:
 
 def _apart(a: Shape, b: Shape) -> bool:
     """Whether two shapes certainly share no pair."""
+    if isinstance(b, Near):
+        return (isinstance(a, Strip) and a.low >= b.window) or _apart(a, b.inner)
+    if isinstance(a, Near):
+        return _apart(a.inner, b)
     if isinstance(a, Strip) and isinstance(b, Strip):
         return True  # made so above
     if isinstance(a, Strip) and isinstance(b, Spaced) and isinstance(b.inner, Strip):

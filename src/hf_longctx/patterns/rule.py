@@ -32,7 +32,6 @@ def reads_head(rule: Callable[..., Any]) -> bool:
     return any("head" in (names if isinstance(names, tuple) else (names,)) for names in loads)
 
 
-@lru_cache(maxsize=256)
 def check_rule(pattern: Pattern) -> None:
     """Raise unless a pattern's rule takes positions and gives what is seen.
 
@@ -46,6 +45,21 @@ def check_rule(pattern: Pattern) -> None:
     >>> from hf_longctx.patterns import parse
     >>> check_rule(parse("window:4"))
     """
+    try:
+        hash(pattern)
+    except TypeError:  # it holds a list, say
+        _check(pattern)
+    else:
+        _checked(pattern)
+
+
+@lru_cache(maxsize=256)
+def _checked(pattern: Pattern) -> None:
+    """Remembers that a pattern has passed."""
+    _check(pattern)
+
+
+def _check(pattern: Pattern) -> None:
     tokens, name = torch.arange(_TRIED), type(pattern).__name__
     usage = "it takes integer tensors q and k that broadcast, layer and head, and gives a bool tensor of their shape"
     try:

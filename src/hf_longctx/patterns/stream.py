@@ -28,23 +28,23 @@ def kinds(own: Own, rows: tuple[int, int], keys: tuple[int, int]) -> Iterator[tu
     for start in range(rows[0] // _ROWS * _ROWS, rows[1], _ROWS):
         full: list[Tensor] = []
         partly: list[Tensor] = []
-        for row in _look(own, start, min(start + _ROWS, rows[1])):
+        for row in _look(own, start, min(start + _ROWS, rows[1]), low):
             for lists, kind in ((full, 2), (partly, 1)):
-                at = (row == kind).nonzero()[:, 0]
-                lists.append(at[(at >= low) & (at < high)])
+                at = (row == kind).nonzero()[:, 0] + low
+                lists.append(at[at < high])
         yield start, full, partly
 
 
 @lru_cache(maxsize=4096)
-def _look(own: Own, start: int, stop: int) -> Tensor:
-    """A uint8 table (rows of tiles, tiles) for the rows [start, stop): 0 empty, 1 partial, 2 full.
+def _look(own: Own, start: int, stop: int, low: int) -> Tensor:
+    """A uint8 table (rows of tiles, tiles from `low` on) for the rows [start, stop): 0 empty, 1 partial, 2 full.
 
     Remembered by stretch, not by length: a longer input looks at its new rows only. The rule is never asked about a
     position that does not exist.
     """
     q = torch.arange(start, stop)[:, None]
-    parts = []
-    for first in range(0, stop, _KEYS):
+    parts = [torch.zeros(-(-len(q) // SIDE), 0, dtype=torch.uint8)]
+    for first in range(low * SIDE, stop, _KEYS):
         k = torch.arange(first, min(first + _KEYS, stop))[None]
         held = own.holds(q, k).expand(len(q), k.shape[1])
         # Keys past the last row lie ahead of every row: not seen, and a tile with one of them is not full.

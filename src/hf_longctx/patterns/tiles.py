@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from hf_longctx.patterns.geometry import Blocks, Piece, Segments, Shape, Spaced, Strip
+import torch
+
+from hf_longctx.patterns.geometry import Blocks, Near, Piece, Segments, Shape, Spaced, Strip
 from hf_longctx.patterns.picked import picked
 from hf_longctx.patterns.regular import regular
+from hf_longctx.patterns.stream import SIDE
 from hf_longctx.patterns.tile import Tile
 
 #: Elements of a mask made at once for a tall tile.
 _MASK = 1 << 19
+#: Rows, at least, of a stretch of what is seen through a window.
+_STRETCH = 1024
 
 
 def lower(
@@ -41,11 +46,41 @@ def lower(
     4 4 1 7 2 -3 1
     """
     for piece in pieces:
-        if isinstance(piece.shape, Strip | Blocks | Spaced | Segments):
+        if isinstance(piece.shape, Near):
+            yield from _near(piece.shape, piece.minus, rows, keys, chunk, backward)
+        elif isinstance(piece.shape, Strip | Blocks | Spaced | Segments):
             yield from _regular(piece, rows, keys, chunk, backward)
         else:
             for tile in picked(piece.shape, rows, keys):
                 yield replace(tile, minus=piece.minus)
+
+
+def _near(
+    shape: Near,
+    minus: tuple[Shape, ...],
+    rows: tuple[int, int],
+    keys: tuple[int, int],
+    chunk: int | None,
+    backward: bool,
+) -> Iterator[Tile]:
+    """A stretch of rows after the other, each with the keys that its window reaches and what lies beyond masked."""
+    inner = (Piece(shape.inner, (*minus, Strip(low=shape.window))),)
+    # Stretches and keys begin where blocks do, so that the most of them are whole.
+    unit = getattr(shape.inner, "size", SIDE)
+    unit = unit if unit <= _STRETCH else SIDE
+    step = -(-max(shape.window, _STRETCH) // unit) * unit
+    for start in range(rows[0] // step * step, rows[1], step):
+        own = max(start, rows[0]), min(start + step, rows[1])
+        near = max((own[0] - shape.window + 1) // unit * unit, keys[0]), min(own[1], keys[1])
+        if near[0] >= near[1]:
+            continue
+        row, key = own[0] - rows[0], near[0] - keys[0]
+        for tile in lower(inner, own, near, chunk, backward=backward):
+            if tile.picks is None:
+                yield replace(tile, row=tile.row + row, key=tile.key + key)
+            else:
+                picks = torch.where(tile.picks >= 0, tile.picks + key, -1)
+                yield replace(tile, row=tile.row + row, picks=picks, run=tile.run if key % tile.run == 0 else 1)
 
 
 @lru_cache(maxsize=4096)

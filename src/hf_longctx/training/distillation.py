@@ -109,6 +109,12 @@ def distill(
             "the model is patched: distill starts from an ordinary one, whose attention layers are the teacher; call "
             "hf_longctx.unpatch(model) first, or name the checkpoint before it was patched"
         )
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(places) > 1:
+        raise ValueError(
+            f"the model lies on several devices ({', '.join(sorted(places))}), which distill cannot train: load it on "
+            "one, and start a process for each with accelerate launch"
+        )
     corpus = open_corpus(data, field=text_field, split=split)
     processes = processes_for(str(device) == "cpu" if named else model.device.type == "cpu")
     times = accumulation(batch, micro_batch, processes.num_processes)
@@ -121,6 +127,11 @@ def distill(
     }  # fmt: skip
     run = open_run(Path(out), settings, kind="distill", processes=processes)
     if run.record["finished"]:
+        if not named:
+            raise ValueError(
+                f"out={str(out)!r} holds this run, finished, and the loaded model has not been through it: load the "
+                f"healed model with hf_longctx.from_pretrained({str(out)!r}), or name a new folder"
+            )
         return run.record
     if named:
         tokenizer = load_tokenizer(model)

@@ -28,6 +28,7 @@ from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns.layers import ATTENTION_KINDS, select
 from hf_longctx.plan import kinds_of
 
+from .checks import whole
 from .corpus import open_corpus
 from .layer_texts import LayerText, make_texts
 from .student import kl_of_rows, log_probabilities
@@ -168,7 +169,9 @@ def choose_layers(
         )
     plan = parse_mamba(mamba)
     candidates = _candidates(model, plan)
-    tokens = tokens or getattr(model.config, "max_position_embeddings", None) or length
+    whole("tokens", tokens)
+    if tokens is None:
+        tokens = getattr(model.config, "max_position_embeddings", None) or length
     stock, saved = _bytes(model, plan, candidates, tokens)
     attention = len(attention_modules(model))
     order = sorted(candidates, key=lambda index: -saved[index])

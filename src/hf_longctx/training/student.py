@@ -156,12 +156,14 @@ class Student(nn.Module):
 
     @contextmanager
     def _as_asked(self) -> Iterator[None]:
-        """Activations are checkpointed, which transformers does in training mode only."""
+        """Activations are checkpointed, which transformers does of layers in training mode; dropout stays off."""
         if not (self._checkpointing and torch.is_grad_enabled()):
             yield
             return
         self.whole.activation_checkpointing_enable({"use_reentrant": False})
-        self.whole.train()
+        for module in self.whole.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from .guards import Guards
 from .phases import Phase
 from .progress import Progress
 from .recipes import Recipe, Stage
+
+logger = logging.getLogger(__name__)
 
 
 class ExtendTrainer(Trainer):
@@ -67,7 +70,7 @@ class Setup:
             ValueError: a recipe with a setting that transformers does not know.
         """
         recipe, stage = self.recipe, self.stage
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(self.out),
             max_steps=stage.steps,
             per_device_train_batch_size=self.micro_batch,
@@ -94,6 +97,14 @@ class Setup:
             seed=self.seed,
             dataloader_pin_memory=not self.on_cpu,
         )
+        if arguments.n_gpu > 1:
+            # Without a launcher the trainer would spread each batch over all of them (DataParallel): another batch
+            # size than was asked for, and a student whose copies share one teacher.
+            logger.warning(
+                "training on one of %d GPUs: start it with `accelerate launch` to use them all", arguments.n_gpu
+            )
+            arguments._n_gpu = 1
+        return arguments
 
 
 def make_trainer(model: Any, dataset: Any, setup: Setup, *, guards: Guards, progress: str | None) -> ExtendTrainer:

@@ -1,0 +1,122 @@
+"""Families that hand less on to their attention than those of the contract, and models that must be refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    NemotronConfig,
+    NemotronForCausalLM,
+    PersimmonConfig,
+    PersimmonForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+)
+
+import hf_longctx as lc
+from families import VOCAB, tokens
+from fingerprint import fingerprint
+from hf_longctx.hf.eviction import EvictingLayer, most_columns
+from hf_longctx.patterns import parse
+
+_SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+_BIGCODE = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
+_UNDROPPED = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+_SHARING = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": VOCAB,
+    "hidden_size_per_layer_input": 8,
+}
+
+MORE = {
+    "gpt_bigcode": (GPTBigCodeForCausalLM, lambda: GPTBigCodeConfig(**_BIGCODE, **_UNDROPPED)),
+    "persimmon": (PersimmonForCausalLM, lambda: PersimmonConfig(**_SMALL)),
+    "stablelm": (StableLmForCausalLM, lambda: StableLmConfig(**_SMALL, num_key_value_heads=2)),
+    "nemotron": (NemotronForCausalLM, lambda: NemotronConfig(**_SMALL, num_key_value_heads=2, head_dim=8)),
+    "gemma4": (Gemma4ForCausalLM, lambda: Gemma4TextConfig(**_SMALL | _SHARING | {"num_hidden_layers": 4})),
+}
+
+
+def build(name: str):
+    cls, config = MORE[name]
+    torch.manual_seed(0)
+    return cls(config()).eval()
+
+
+@pytest.mark.parametrize("family", MORE)
+@torch.no_grad()
+def test_packed_documents_stay_apart(family):
+    """Also where a family does not hand position ids on to its attention."""
+    model, ids = lc.patch(build(family), attention="window:6+global:2"), tokens(1, 24)
+    parts = [ids[:, :9], ids[:, 9:]]
+    restarts = torch.cat([torch.arange(part.shape[1]) for part in parts])[None]
+    packed = model(ids, position_ids=restarts, use_cache=False).logits
+    apart = torch.cat([model(part, use_cache=False).logits for part in parts], 1)
+    torch.testing.assert_close(packed, apart, atol=1e-4, rtol=1e-4)
+    # What a forward was given is forgotten with it.
+    torch.testing.assert_close(model(ids[:, :9], use_cache=False).logits, apart[:, :9], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", MORE)
+@torch.no_grad()
+def test_the_cache_drops_keys_and_changes_nothing(family):
+    """Also where a family hands no keyword on, and where layers read the keys of others."""
+    pattern = "window:6+global:2"
+    model, ids = lc.patch(build(family), attention=pattern), tokens(2, 48)
+    expected = model(ids, use_cache=False).logits
+    cache, parts = DynamicCache(config=model.config), []
+    for start, stop in [(0, 20), *((i, i + 1) for i in range(20, 48))]:
+        parts.append(model(ids[:, start:stop], past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-4, rtol=1e-4)
+    dropping = [layer for layer in cache.layers if isinstance(layer, EvictingLayer)]
+    assert dropping
+    assert all(layer.keys.shape[2] <= most_columns(parse(pattern)) for layer in dropping)
+
+
+def test_layers_with_masks_of_their_own_are_refused():
+    kinds = ["chunked_attention", "full_attention", "chunked_attention"]
+    config = Llama4TextConfig(
+        **_SMALL, num_key_value_heads=2, head_dim=8, attention_chunk_size=8, layer_types=kinds, num_local_experts=2,
+        intermediate_size_mlp=48,
+    )  # fmt: skip
+    model = Llama4ForCausalLM(config)
+    before = fingerprint(model)
+    with pytest.raises(
+        ValueError, match=r"layer 0 of Llama4ForCausalLM is of type 'chunked_attention'.*patch `rope` only"
+    ):
+        lc.patch(model, attention="window:6")
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("change", [{"attention": "window:6"}, {"mamba": "1"}, {"rope": "yarn:2"}])
+def test_the_language_model_of_a_larger_one_is_asked_for(change):
+    small = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=small, vision_config=vision))
+    with pytest.raises(ValueError, match=r"more than a language model.*transformers\.Gemma3ForCausalLM"):
+        lc.patch(model, **change)
