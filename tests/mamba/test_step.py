@@ -169,7 +169,7 @@ def test_inference_mode(backend):
         assert ssd_step(torch.zeros(1, 4, 8, 16), **of, backend=backend).is_inference()
 
 
-@pytest.mark.parametrize("damage", ["empty", "no folder"])
+@pytest.mark.parametrize("damage", [pytest.param("empty", marks=pytest.mark.slow), "no folder"])
 def test_a_cache_that_cannot_be_used_costs_no_more_than_compiling(damage, tmp_path):
     """In a process of its own: what numba has loaded stays."""
     pytest.importorskip("numba", reason="needs numba: pip install 'hf_longctx[numba]'")
