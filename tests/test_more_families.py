@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     DynamicCache,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -57,6 +59,20 @@ MORE = {
     "persimmon": (PersimmonForCausalLM, lambda: PersimmonConfig(**_SMALL)),
     "stablelm": (StableLmForCausalLM, lambda: StableLmConfig(**_SMALL, num_key_value_heads=2)),
     "nemotron": (NemotronForCausalLM, lambda: NemotronConfig(**_SMALL, num_key_value_heads=2, head_dim=8)),
+    # Keys are expanded after the cache has given them.
+    "deepseek_v3": (
+        DeepseekV3ForCausalLM,
+        lambda: DeepseekV3Config(
+            **_SMALL,
+            q_lora_rank=None,
+            kv_lora_rank=16,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            first_k_dense_replace=3,
+            num_key_value_heads=4,
+        ),
+    ),
     "gemma4": (Gemma4ForCausalLM, lambda: Gemma4TextConfig(**_SMALL | _SHARING | {"num_hidden_layers": 4})),
 }
 
@@ -95,6 +111,13 @@ def test_the_cache_drops_keys_and_changes_nothing(family):
     dropping = [layer for layer in cache.layers if isinstance(layer, EvictingLayer)]
     assert dropping
     assert all(layer.keys.shape[2] <= most_columns(parse(pattern)) for layer in dropping)
+
+
+def test_layers_that_share_keys_need_one_pattern():
+    model = build("gemma4")
+    with pytest.raises(ValueError, match=r"layer 2 of Gemma4.* reads the keys of layer 0.* under window:6, but it"):
+        lc.patch(model, attention="2,3=full;*=window:6")
+    lc.patch(model, attention="2,3=window:6;*=full", own_windows="replace")  # nothing is dropped
 
 
 def test_layers_with_masks_of_their_own_are_refused():

@@ -10,7 +10,7 @@ import torch
 
 from hf_longctx.attention import BACKENDS, attend, backends, check_backend, choose, dense, flash, flex
 from hf_longctx.attention.layout import Layout
-from hf_longctx.patterns import Dilated, Full, Global, Heads, Pattern, Random, SlidingWindow, parse
+from hf_longctx.patterns import Block, Dilated, Full, Global, Heads, Pattern, Random, SlidingWindow, parse
 
 # The package gives its function the module's name.
 attend_module = importlib.import_module("hf_longctx.attention.attend")
@@ -258,7 +258,7 @@ def test_a_pattern_may_hold_what_has_no_hash(backend, rows):
             return ((q - k) % self.steps[0] == 0) | (q - k < self.steps[1])
 
     q, k, v = torch.randn(1, 2, rows, 8), torch.randn(1, 2, 300, 8), torch.randn(1, 2, 300, 8)
-    for pattern in (Every([3, 5]), Every([3, 5]) | Global(2)):
+    for pattern in (Every([3, 5]), Every([3, 5]) | Global(2), (Every([3, 5]) | Block(8)).within(20)):
         expected = attend(q, k, v, pattern, backend="reference")
         torch.testing.assert_close(attend(q, k, v, pattern, backend=backend), expected)
 

@@ -78,7 +78,7 @@ def convert(
         ValueError: no such model, a plan that does not fit it, or a folder that holds something.
     """
     import hf_longctx as lc
-    from hf_longctx.hf.loading import load_config
+    from hf_longctx.hf.loading import load_weights
 
     if mamba is None and budget_kv is None:
         raise ValueError("neither --mamba nor --budget-kv is given: name layers, such as --mamba 1::4, or a budget")
@@ -101,9 +101,9 @@ def convert(
         raise ValueError("--out is missing: name a folder for the new model, new or empty")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} holds something already: name a new folder, or empty it")
-    own = getattr(load_config(model), "dtype", None)
+    kept = dtype or "auto"
     # Layers are chosen in what is exact on the device; what is saved is of the checkpoint's own dtype.
-    loaded, tokenizer = lc.load_model(model, dtype=dtype or (own if budget_kv is None else None), device=device)
+    loaded, tokenizer = lc.load_model(model, dtype=kept if budget_kv is None else dtype, device=device)
     if lc.is_patched(loaded):
         raise ValueError(f"model {model!r} was saved patched: convert the original model, with all changes at once")
     choice = None
@@ -114,8 +114,9 @@ def convert(
         given: dict[str, Any] = {"data": default_haystack(), **choosing}
         given |= {n: one_length(f"--{n}", given[n]) for n in ("tokens", "length") if n in given}
         choice = choose_layers(loaded, tokenizer, budget_kv=budget_kv, mamba=mamba or "*", **given)
-        if dtype is None and own is not None:
-            loaded.to(own)
+        if dtype is None:
+            del loaded
+            loaded = load_weights(model, dtype=kept, device=device)
     plan = mamba if choice is None else choice.mamba
     lc.patch(loaded, mamba=plan, attention=attention, rope=rope, own_windows=own_windows)
     if out is not None:

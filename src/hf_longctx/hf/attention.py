@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.compiling import eager
-from hf_longctx.hf.places import Places, made_for
+from hf_longctx.hf.places import Places, made_for, running_cache
 from hf_longctx.hf.round_trip import same
 from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.patterns.base import registered
@@ -143,8 +143,8 @@ def longctx_attention(
         )
     if query.is_meta:
         return outline(query, key, value).transpose(1, 2), None
-    places = Places.of(attention_mask)  # type: ignore[arg-type]
-    dropping, slots = _dropping(key, layer)
+    places = Places.of(attention_mask, module.config)  # type: ignore[arg-type]
+    dropping, slots = _dropping(key, module.config, layer)
     positions = places.table if dropping is None else dropping.positions(places, slots)
     live = positions.shape[-1]
     if key.shape[2] < live:
@@ -184,15 +184,21 @@ def _lacking(index: int, layer: LayerPlan, window: int | None) -> str:
     )
 
 
-def _dropping(keys: Tensor, plan: LayerPlan) -> tuple[Any, Tensor | None]:
+def _dropping(keys: Tensor, config: Any, plan: LayerPlan) -> tuple[Any, Tensor | None]:
     """The layer of the cache that the keys are from and their slots, if it is one that drops keys.
+
+    The keys themselves say so where they are as the cache gave them; some families expand them first.
 
     Raises:
         ValueError: it was filled under another pattern.
     """
-    from hf_longctx.hf.eviction import origin
+    from hf_longctx.hf.eviction import EvictingLayer, origin
 
     found = origin(keys)
+    if found is None and (cache := running_cache(config)) is not None:
+        own = cache.layers[plan.index] if plan.index < len(cache.layers) else None
+        if isinstance(own, EvictingLayer) and own.slots is not None and len(own.slots) == keys.shape[2]:
+            found = own, own.slots
     if found is None:
         return None, None
     layer = found[0]

@@ -30,7 +30,7 @@ def before_forward(decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[t
             "model for it"
         )
     kwargs = caches.ready(decoder, args, kwargs)
-    begin(config, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+    begin(config, kwargs.get("attention_mask"), kwargs.get("position_ids"), cache_among(kwargs))
     tokens = next(
         (x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None
     )

@@ -120,7 +120,8 @@ def load_weights(
 
     Args:
         name: hub id, local folder, or `demo`.
-        dtype: `float32`, `bfloat16`, `float16`, or a torch dtype; default float32 on CPU, the checkpoint's on CUDA.
+        dtype: `float32`, `bfloat16`, `float16`, a torch dtype, or `auto` for the checkpoint's own; default float32 on
+            CPU, the checkpoint's on CUDA.
         device: default CUDA where there is one, else CPU.
 
     Raises:
@@ -132,7 +133,7 @@ def load_weights(
 
     _check_dtype(dtype)
     device = _device(device)
-    if isinstance(dtype, str):
+    if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else "auto"
@@ -169,8 +170,8 @@ def check_place(dtype: str | torch.dtype | None, device: str | torch.device | No
 
 
 def _check_dtype(dtype: str | torch.dtype | None) -> None:
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    if isinstance(dtype, str) and dtype not in (*DTYPES, "auto"):
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}, or auto")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

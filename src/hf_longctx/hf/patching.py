@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,8 @@ from hf_longctx.mamba.mamba2 import Mamba2
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.patterns.layers import ATTENTION_KINDS
-from hf_longctx.plan import check_own_windows
+from hf_longctx.patterns.retention import most_kept
+from hf_longctx.plan import LayerPlan, check_own_windows
 from hf_longctx.rope import Scaling
 
 if TYPE_CHECKING:
@@ -287,7 +288,8 @@ def _check_attention(
             f"{name} has {model.config.num_hidden_layers} layers, but {len(modules)} attention modules were found: "
             "this architecture is not supported by attention patterns; patch `rope` only"
         )
-    for layer in plan_layers(model, given, own_windows, mamba):
+    plans = plan_layers(model, given, own_windows, mamba)
+    for layer in plans:
         if layer.index in mamba:
             continue
         if layer.kind not in ATTENTION_KINDS:
@@ -305,8 +307,23 @@ def _check_attention(
             raise ValueError(
                 f"layer {layer.index} of {name} is not causal: attention patterns are for causal models only"
             )
+        source = _source(layer, plans, modules)
+        if source is not None and source.pattern != layer.pattern and most_kept(source.pattern) is not None:
+            raise ValueError(
+                f"layer {layer.index} of {name} reads the keys of layer {source.index}, whose cache drops some under "
+                f"{source.pattern}, but it computes {layer.pattern}: give both the same pattern"
+            )
         size = getattr(module, "head_dim", None)
         check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype, head_dim=size, value_dim=size)
+
+
+def _source(layer: LayerPlan, plans: Sequence[LayerPlan], modules: Mapping[int, Any]) -> LayerPlan | None:
+    """The layer whose keys and values another one reads in the place of its own, if it does (Gemma 3n and 4)."""
+    shares = {index for index, module in modules.items() if getattr(module, "is_kv_shared_layer", False)}
+    if layer.index not in shares:
+        return None
+    before = [one for one in plans[: layer.index] if one.kind == layer.kind and one.index not in shares]
+    return before[-1] if before else None
 
 
 def _switch(model: Any) -> Implementation:

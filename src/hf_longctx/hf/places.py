@@ -6,14 +6,15 @@ not longer, and not by what it holds, so that nothing is ever stale, and that in
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Remembers
@@ -21,9 +22,17 @@ from hf_longctx.hf.documents import documents
 
 #: The mask of a running forward -> its version, and its places. It holds neither the mask nor a view of it.
 _KNOWN = WeakTensorKeyDictionary()
-#: The config of the decoder whose forward began last, and the position ids that it was given: some families do not
-#: hand them on to their attention.
-_BEGUN: ContextVar[tuple[Any, Tensor | None]] = ContextVar("begun", default=(None, None))
+
+
+class _Begun(NamedTuple):
+    """The forward that began last: the decoder's config, and what some families do not hand on to their attention."""
+
+    config: Any = None
+    ids: Callable[[], Tensor | None] = lambda: None
+    cache: Callable[[], Any] = lambda: None
+
+
+_BEGUN: ContextVar[_Begun] = ContextVar("begun", default=_Begun())  # noqa: B039  it is never changed
 
 
 class Places(Remembers):
@@ -47,12 +56,12 @@ class Places(Remembers):
         self._stored: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
-    def of(cls, mask: Tensor) -> Places:
-        """The places of a forward, by its mask (B or 1, 1, 1, seen)."""
+    def of(cls, mask: Tensor, config: Any) -> Places:
+        """The places of a forward, by its mask (B or 1, 1, 1, seen) and the decoder's config."""
         version = None if mask.is_inference() else mask._version
         known = _KNOWN.get(mask)
-        if known is None or known[0] != version:
-            known = _KNOWN[mask] = (version, cls(mask[:, 0, 0, :].clone()))
+        if known is None or known[0] != version:  # made before the forward, or moved to another device
+            known = _KNOWN[mask] = (version, cls(mask[:, 0, 0, :].clone(), ids=_begun(config).ids()))
         return known[1]
 
     @cached_property
@@ -123,15 +132,28 @@ class Places(Remembers):
 
 def made_for(mask: Tensor, config: Any, host: Tensor | None = None) -> Tensor:
     """Say of a new mask whose it is, by the decoder's config, and that its rows are `host` (1, seen) if given."""
-    begun, ids = _BEGUN.get()
-    places = Places(mask[:, 0, 0, :].clone(), host, ids if begun is config else None)
+    places = Places(mask[:, 0, 0, :].clone(), host, _begun(config).ids())
     _KNOWN[mask] = (None if mask.is_inference() else mask._version, places)
     return mask
 
 
-def begin(config: Any, masks: Any, ids: Tensor | None) -> None:
-    """A forward begins, with position ids and with masks of the caller's, who may have written to them since."""
-    _BEGUN.set((config, ids))
+def begin(config: Any, masks: Any, ids: Tensor | None, cache: Any) -> None:
+    """A forward begins: with position ids, a cache, and masks of the caller's, who may have written to them since.
+
+    Nothing of it is kept alive.
+    """
+    kept = {"ids": None if ids is None else TensorWeakRef(ids), "cache": None if cache is None else ref(cache)}
+    _BEGUN.set(_Begun(config, **{name: given for name, given in kept.items() if given is not None}))
     for mask in masks.values() if isinstance(masks, dict) else (masks,):
         if isinstance(mask, Tensor):
             _KNOWN.pop(mask, None)
+
+
+def running_cache(config: Any) -> Any:
+    """The cache of the forward that is running, by the decoder's config; None without one."""
+    return _begun(config).cache()
+
+
+def _begun(config: Any) -> _Begun:
+    begun = _BEGUN.get()
+    return begun if begun.config is config else _Begun()

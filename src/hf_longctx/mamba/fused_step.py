@@ -122,7 +122,9 @@ def _kernel(arrays: Any, sizes: Any) -> None:
             for p in range(size):
                 place = (b * heads + h) * size + p
                 value, row, out, read = x[place], place * n, (b * heads + h) * readers * size + p, group * readers * n
-                given, skip = value * step, value * D[h * skips + p * wide]  # no division in here: it is slow
+                given, skip = value * step, D[h * skips + p * wide]  # no division in here: it is slow
+                if skips > 0:
+                    skip *= value
                 seen = skip
                 for j in range(n):
                     new = state[row + j] * decay + given * B[written + j]

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from hf_longctx.patterns.base import Pattern
 
+#: Blocks that a draw gives, and keys in one, up to which it is cheaper to draw than to ask about each key of a window.
+_DRAWN = 4096
+
 
 @dataclass(frozen=True)
 class Strip:
@@ -257,8 +260,8 @@ def within(shape: Shape, window: int) -> Shape | None:
         return shape
     if isinstance(shape, Segments) and shape.size <= window:
         return shape
-    if isinstance(shape, Drawn) and max(shape.size, shape.pattern.blocks) > window:
-        return Near(Own(shape.pattern, shape.layer, shape.head), window)  # fewer keys are near than would be drawn
+    if isinstance(shape, Drawn) and max(shape.size, shape.pattern.blocks) > max(window, _DRAWN):
+        return Near(Own(shape.pattern, shape.layer, shape.head), window)  # far fewer keys are near than are drawn
     return Near(shape, window)
 
 
