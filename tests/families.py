@@ -30,7 +30,7 @@ VOCAB = 61
 WINDOW = 12  # of the families that have one of their own
 TRAINED = 64
 
-_SMALL = {
+SMALL = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -42,21 +42,21 @@ _SMALL = {
     "pad_token_id": 0,
     "initializer_range": 0.2,
 }
-_GROUPED = _SMALL | {"num_key_value_heads": 2}
+GROUPED = SMALL | {"num_key_value_heads": 2}
 
 
 def _qwen(config: type, **extra) -> object:
-    return config(**_GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1, **extra)
+    return config(**GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1, **extra)
 
 
 FAMILIES: dict[str, tuple[Callable[[], object], type]] = {
-    "llama": (lambda: LlamaConfig(**_GROUPED, attention_bias=True), LlamaForCausalLM),
-    "mistral": (lambda: MistralConfig(**_GROUPED, sliding_window=WINDOW), MistralForCausalLM),
+    "llama": (lambda: LlamaConfig(**GROUPED, attention_bias=True), LlamaForCausalLM),
+    "mistral": (lambda: MistralConfig(**GROUPED, sliding_window=WINDOW), MistralForCausalLM),
     "qwen2": (lambda: _qwen(Qwen2Config), Qwen2ForCausalLM),
     "qwen3": (lambda: _qwen(Qwen3Config, head_dim=8), Qwen3ForCausalLM),
     "gemma3": (
         lambda: Gemma3TextConfig(
-            **_GROUPED,
+            **GROUPED,
             head_dim=8,
             sliding_window=WINDOW,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
@@ -64,8 +64,8 @@ FAMILIES: dict[str, tuple[Callable[[], object], type]] = {
         ),
         Gemma3ForCausalLM,
     ),
-    "phi3": (lambda: Phi3Config(**_GROUPED), Phi3ForCausalLM),
-    "gpt_neox": (lambda: GPTNeoXConfig(**_SMALL, rotary_pct=0.5, use_parallel_residual=False), GPTNeoXForCausalLM),
+    "phi3": (lambda: Phi3Config(**GROUPED), Phi3ForCausalLM),
+    "gpt_neox": (lambda: GPTNeoXConfig(**SMALL, rotary_pct=0.5, use_parallel_residual=False), GPTNeoXForCausalLM),
 }
 
 

@@ -25,23 +25,11 @@ from transformers import (
 )
 
 import hf_longctx as lc
-from families import VOCAB, tokens
+from families import GROUPED, SMALL, VOCAB, tokens
 from fingerprint import fingerprint
 from hf_longctx.hf.eviction import EvictingLayer, most_columns
 from hf_longctx.patterns import parse
 
-_SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "initializer_range": 0.2,
-}
 _BIGCODE = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
 _UNDROPPED = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 _SHARING = {
@@ -56,14 +44,14 @@ _SHARING = {
 
 MORE = {
     "gpt_bigcode": (GPTBigCodeForCausalLM, lambda: GPTBigCodeConfig(**_BIGCODE, **_UNDROPPED)),
-    "persimmon": (PersimmonForCausalLM, lambda: PersimmonConfig(**_SMALL)),
-    "stablelm": (StableLmForCausalLM, lambda: StableLmConfig(**_SMALL, num_key_value_heads=2)),
-    "nemotron": (NemotronForCausalLM, lambda: NemotronConfig(**_SMALL, num_key_value_heads=2, head_dim=8)),
+    "persimmon": (PersimmonForCausalLM, lambda: PersimmonConfig(**SMALL)),
+    "stablelm": (StableLmForCausalLM, lambda: StableLmConfig(**GROUPED)),
+    "nemotron": (NemotronForCausalLM, lambda: NemotronConfig(**GROUPED, head_dim=8)),
     # Keys are expanded after the cache has given them.
     "deepseek_v3": (
         DeepseekV3ForCausalLM,
         lambda: DeepseekV3Config(
-            **_SMALL,
+            **SMALL,
             q_lora_rank=None,
             kv_lora_rank=16,
             qk_rope_head_dim=4,
@@ -73,7 +61,7 @@ MORE = {
             num_key_value_heads=4,
         ),
     ),
-    "gemma4": (Gemma4ForCausalLM, lambda: Gemma4TextConfig(**_SMALL | _SHARING | {"num_hidden_layers": 4})),
+    "gemma4": (Gemma4ForCausalLM, lambda: Gemma4TextConfig(**SMALL | _SHARING | {"num_hidden_layers": 4})),
 }
 
 
@@ -123,7 +111,7 @@ def test_layers_that_share_keys_need_one_pattern():
 def test_layers_with_masks_of_their_own_are_refused():
     kinds = ["chunked_attention", "full_attention", "chunked_attention"]
     config = Llama4TextConfig(
-        **_SMALL, num_key_value_heads=2, head_dim=8, attention_chunk_size=8, layer_types=kinds, num_local_experts=2,
+        **GROUPED, head_dim=8, attention_chunk_size=8, layer_types=kinds, num_local_experts=2,
         intermediate_size_mlp=48,
     )  # fmt: skip
     model = Llama4ForCausalLM(config)
@@ -137,7 +125,7 @@ def test_layers_with_masks_of_their_own_are_refused():
 
 @pytest.mark.parametrize("change", [{"attention": "window:6"}, {"mamba": "1"}, {"rope": "yarn:2"}])
 def test_the_language_model_of_a_larger_one_is_asked_for(change):
-    small = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8}
+    small = {**GROUPED, "head_dim": 8}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     with torch.device("meta"):
         model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=small, vision_config=vision))

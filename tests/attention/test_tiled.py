@@ -12,7 +12,8 @@ from gradients import PROJECTED
 from hf_longctx.attention import attend
 from hf_longctx.patterns import Block, Full, Pattern, SlidingWindow, gallery, parse, tiles
 from hf_longctx.patterns.base import given_fields
-from hf_longctx.patterns.geometry import Drawn, Own, disjoint
+from hf_longctx.patterns.geometry import Drawn, Own, unwindowed
+from hf_longctx.patterns.pieces import disjoint
 from hf_longctx.patterns.tiles import lower
 from peak import Peak
 
@@ -148,7 +149,7 @@ def test_sizes_as_large_as_they_may_be(pattern):
         for a, b in zip(gradients(outs[1], (q, k, v)), gradients(outs[0], (q, k, v))):
             assert error(a, b) < 1e-5
     far = {"positions": torch.arange(HUGE - 30, HUGE + 120)[None]}
-    shapes = [getattr(shape, "inner", shape) for shape in pattern.pieces() or (Own(pattern),)]
+    shapes = map(unwindowed, pattern.pieces() or (Own(pattern),))
     if not any(isinstance(shape, Own | Drawn) for shape in shapes):
         got, want = (attend(q, k, v, pattern, backend=b, **far) for b in ("tiled", "reference"))
         assert error(got, want) < 2e-6
@@ -169,7 +170,7 @@ def test_a_window_of_its_own_leaves_shapes(pattern):
     """No layer of a model with windows falls back to asking the rule about pairs."""
     for window in (50, 5000):
         pieces = disjoint(pattern.within(window).pieces())
-        assert not any(isinstance(getattr(piece.shape, "inner", piece.shape), Own) for piece in pieces)
+        assert not any(isinstance(unwindowed(piece.shape), Own) for piece in pieces)
 
 
 def test_a_rule_behind_a_window_is_asked_about_near_keys_alone():

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_longctx.attention import break_even, decode, dense, flash, flex, reference, tiled
 from hf_longctx.attention.request import Request, one_pattern
 from hf_longctx.patterns import Heads, Pattern
-from hf_longctx.patterns.geometry import Columns, Near, Segments, Spaced
+from hf_longctx.patterns.geometry import Columns, Segments, Spaced, unwindowed
 
 #: Name -> the function that computes attention, with the arguments of `reference.attend`.
 ATTEND: dict[str, Callable[..., Tensor]] = {
@@ -123,5 +123,4 @@ def preferred(request: Request, n: int, rows: int) -> Iterator[tuple[str, str]]:
 
 def _sparse(pattern: Pattern) -> bool:
     """Whether a pattern takes every so-many-th key, so that blocks of neighbouring keys are never full."""
-    shapes = (shape.inner if isinstance(shape, Near) else shape for shape in pattern.pieces() or ())
-    return any(isinstance(shape, Spaced | Segments | Columns) for shape in shapes)
+    return any(isinstance(unwindowed(shape), Spaced | Segments | Columns) for shape in pattern.pieces() or ())

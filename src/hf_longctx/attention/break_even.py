@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from hf_longctx.attention.tiled import pieces_of
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import Piece
+from hf_longctx.patterns.pieces import Piece
 from hf_longctx.patterns.tiles import lower
 
 #: What a tile costs beside its pairs, in pairs of a row and a key; `evals/bench/break_even.py` measures what follows.

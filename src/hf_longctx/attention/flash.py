@@ -22,7 +22,8 @@ from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Recent
 from hf_longctx.attention.request import Request, spelled
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import Strip, disjoint
+from hf_longctx.patterns.geometry import Strip
+from hf_longctx.patterns.pieces import disjoint
 
 DTYPES = (torch.bfloat16, torch.float16)
 #: The largest head size, and what head sizes must be a multiple of; others are filled up with zeros.

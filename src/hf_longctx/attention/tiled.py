@@ -25,7 +25,8 @@ from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.request import Request
 from hf_longctx.compiling import eager
 from hf_longctx.patterns import Pattern
-from hf_longctx.patterns.geometry import Piece, disjoint, shapes_of
+from hf_longctx.patterns.geometry import shapes_of
+from hf_longctx.patterns.pieces import Piece, disjoint
 from hf_longctx.patterns.tiles import Tile, lower
 
 #: Rows times heads of a band run in one kernel call: copies of queries and outputs stay this small.

@@ -89,13 +89,9 @@ def convert(
     choosing = {name: value for name, value in choosing.items() if value is not None}
     if budget_kv is None and choosing:
         name, value = next(iter(choosing.items()))
+        hint = "; that of init=random is part of --mamba, such as 1::4,init=random,seed=7" if name == "seed" else ""
         raise ValueError(
-            f"--{name.replace('_', '-')} {value} is for choosing layers: give --budget-kv too, or leave it out"
-            + (
-                "; the seed of init=random is part of --mamba, such as 1::4,init=random,seed=7"
-                if name == "seed"
-                else ""
-            )
+            f"--{name.replace('_', '-')} {value} is for choosing layers: give --budget-kv too, or leave it out{hint}"
         )
     if out is None and budget_kv is None:
         raise ValueError("--out is missing: name a folder for the new model, new or empty")

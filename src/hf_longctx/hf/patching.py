@@ -289,6 +289,7 @@ def _check_attention(
             "this architecture is not supported by attention patterns; patch `rope` only"
         )
     plans = plan_layers(model, given, own_windows, mamba)
+    sources = _sources(plans, modules)
     for layer in plans:
         if layer.index in mamba:
             continue
@@ -307,8 +308,8 @@ def _check_attention(
             raise ValueError(
                 f"layer {layer.index} of {name} is not causal: attention patterns are for causal models only"
             )
-        source = _source(layer, plans, modules)
-        if source is not None and source.pattern != layer.pattern and most_kept(source.pattern) is not None:
+        source = sources.get(layer.index, layer)
+        if source.pattern != layer.pattern and most_kept(source.pattern) is not None:
             raise ValueError(
                 f"layer {layer.index} of {name} reads the keys of layer {source.index}, whose cache drops some under "
                 f"{source.pattern}, but it computes {layer.pattern}: give both the same pattern"
@@ -317,13 +318,19 @@ def _check_attention(
         check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype, head_dim=size, value_dim=size)
 
 
-def _source(layer: LayerPlan, plans: Sequence[LayerPlan], modules: Mapping[int, Any]) -> LayerPlan | None:
-    """The layer whose keys and values another one reads in the place of its own, if it does (Gemma 3n and 4)."""
-    shares = {index for index, module in modules.items() if getattr(module, "is_kv_shared_layer", False)}
-    if layer.index not in shares:
-        return None
-    before = [one for one in plans[: layer.index] if one.kind == layer.kind and one.index not in shares]
-    return before[-1] if before else None
+def _sources(plans: Sequence[LayerPlan], modules: Mapping[int, Any]) -> dict[int, LayerPlan]:
+    """Of each layer the one whose keys and values it reads: its own, or those of the last of its kind that has some.
+
+    Gemma 3n and 4 have layers without any of their own.
+    """
+    last: dict[str, LayerPlan] = {}
+    found = {}
+    for layer in plans:
+        if not getattr(modules.get(layer.index), "is_kv_shared_layer", False):
+            last[layer.kind] = layer
+        if layer.kind in last:
+            found[layer.index] = last[layer.kind]
+    return found
 
 
 def _switch(model: Any) -> Implementation:

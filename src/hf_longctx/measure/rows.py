@@ -98,10 +98,10 @@ def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
     for path in row_files(folder, name):
         for row in _lines(path):
             try:
-                key = tuple(row[part] for part in ("variant", "trial", "length", "depth", "kind"))
+                key = (*row_key(row), row.get("task"))
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{path}: a row lacks {error}; restore the file or run again") from error
-            found[(*key, row.get("task"))] = later(found.get((*key, row.get("task"))), row)
+            found[key] = later(found.get(key), row)
     return list(found.values())
 
 

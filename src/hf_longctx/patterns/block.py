@@ -52,10 +52,6 @@ class Block(Pattern, name="block"):
         """The first token of the first visible block."""
         return (q // self.size - self.previous) * self.size
 
-    def within(self, window: int) -> Pattern:
-        """Itself, where the window reaches as far."""
-        return self if (self.previous + 1) * self.size <= window else super().within(window)
-
     @property
     def period(self) -> int:
         """A block."""

@@ -58,10 +58,6 @@ class Segment(Pattern, name="segment"):
         """The segment's start: at most `dilation` - 1 tokens before the first visible key."""
         return q // self.size * self.size
 
-    def within(self, window: int) -> Pattern:
-        """Itself, where the window reaches as far."""
-        return self if self.size <= window else super().within(window)
-
     @property
     def period(self) -> int:
         """A segment."""

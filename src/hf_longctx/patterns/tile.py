@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_longctx.patterns.geometry import Blocks, Drawn, Near, Own, Shape, Strip
+from hf_longctx.patterns.geometry import Blocks, Drawn, Own, Shape, Strip, unwindowed
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ class Tile:
 
 def _holds(shape: Shape, q: Tensor, k: Tensor, last: int) -> Tensor:
     """`shape.holds`, in int32 where only our own arithmetic is asked, of small numbers: tables of many are large."""
-    rule = isinstance(shape.inner if isinstance(shape, Near) else shape, Own | Drawn)
-    narrow = not rule and max(last, _largest(shape)) < 1 << 31
+    narrow = not isinstance(unwindowed(shape), Own | Drawn) and max(last, _largest(shape)) < 1 << 31
     return shape.holds(q.int(), k.int()) if narrow else shape.holds(q, k)
 
 

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 import torch
 
-from hf_longctx.patterns.geometry import Blocks, Near, Piece, Segments, Shape, Spaced, Strip
+from hf_longctx.patterns.geometry import Blocks, Near, Segments, Shape, Spaced, Strip
 from hf_longctx.patterns.picked import picked
+from hf_longctx.patterns.pieces import Piece
 from hf_longctx.patterns.regular import regular
 from hf_longctx.patterns.stream import SIDE
 from hf_longctx.patterns.tile import Tile
