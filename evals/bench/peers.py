@@ -22,9 +22,11 @@ Run = Callable[[], torch.Tensor]
 
 #: A mask is not made past this many elements, nor a reference past this many scores.
 LARGEST_MASK, LARGEST_SCORES = 1 << 28, 1 << 28
+#: A block mask is made from this many pairs at most on a CPU, `LARGEST_MASK` at a time.
+LARGEST_BLOCK_MASK = 1 << 30
 TOO_LARGE = "more than 2^28 numbers at once"
-#: Up to this length causal attention is timed whole. Past it one head is, times their number: heads are independent
-#: problems, and at 128K tokens all of them would take minutes a round.
+#: Up to this length attention over all pairs is timed whole. Past it one head is, times their number: heads are
+#: independent problems, and at 128K tokens all of them would take minutes a round.
 WHOLE = 32768
 
 
@@ -33,12 +35,17 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: object) -> t
     return scaled_dot_product_attention(q, k, v, **how)
 
 
-def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[Run, int]:
-    """Causal SDPA, and how many times its time all heads take."""
+def few_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The heads that attention over all pairs is timed on: every one, or one where they would take too long."""
     if q.shape[2] <= WHOLE or q.is_cuda:
-        return lambda: _sdpa(q, k, v, is_causal=True), 1
-    one = [x[:, :1].detach().requires_grad_(x.requires_grad) for x in (q, k, v)]
-    return lambda: _sdpa(*one, is_causal=True), q.shape[1]
+        return q, k, v
+    one, two, three = (x[:, :1].detach().requires_grad_(x.requires_grad) for x in (q, k, v))
+    return one, two, three
+
+
+def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Run:
+    """Causal SDPA."""
+    return lambda: _sdpa(q, k, v, is_causal=True)
 
 
 def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern) -> Run | None:
@@ -102,34 +109,39 @@ class Flex:
     compile_seconds: float
 
 
-def _block_mask(rule: Callable[..., torch.Tensor], n: int, heads: int, group: int, device: torch.device) -> object:
-    """FlexAttention's block mask for heads that differ, made a key-value head at a time and put together.
+def _block_mask(rule: Callable[..., torch.Tensor], n: int, heads: list[int], device: torch.device) -> object:
+    """FlexAttention's block mask for one rule, or for `heads` that differ, made in pieces and put together.
 
-    `create_block_mask` for all heads at once holds several tables of heads x n x n elements: 2.4 G each for 9 heads
-    at 16K tokens.
+    `create_block_mask` holds several tables of heads x n x n elements at once: 24 GiB of them for one head at 32K
+    tokens, and for 9 heads at 16K.
     """
     from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-    each = [
-        create_block_mask(lambda b, h, q, k, head=head: rule(b, head, q, k), None, None, n, n, device=device)
-        for head in torch.arange(0, heads * group, group, device=device)
-    ]
+    rows = min(n, max(128, LARGEST_MASK // n))
+    firsts = torch.arange(0, n, rows, device=device)
+
+    def piece(head: torch.Tensor, first: torch.Tensor) -> BlockMask:
+        count = min(rows, n - int(first))
+        part = lambda b, h, row, column: rule(b, head, first + row, column)  # noqa: E731
+        return create_block_mask(part, None, None, count, n, device=device, _compile=device.type == "cuda")
+
+    made = {head: [piece(torch.tensor(head, device=device), first) for first in firsts] for head in set(heads)}
     lists = (
-        torch.cat([getattr(one, name) for one in each], dim=1).repeat_interleave(group, dim=1)
+        torch.cat([torch.cat([getattr(one, name) for one in made[head]], dim=2) for head in heads], dim=1)
         for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
     )
-    return BlockMask.from_kv_blocks(*lists, each[0].BLOCK_SIZE, rule, seq_lengths=(n, n))
+    return BlockMask.from_kv_blocks(*lists, made[heads[0]][0].BLOCK_SIZE, rule, seq_lengths=(n, n))
 
 
 def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pattern, backward: bool) -> Flex:
     """Compiled FlexAttention with the pattern's own rule as its mask. Raises what torch raises."""
-    from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.attention.flex_attention import flex_attention as kernel
 
+    n, heads, group = q.shape[2], k.shape[1], q.shape[1] // k.shape[1]
     if backward and not q.is_cuda:
         raise NotImplementedError("FlexAttention has no backward on the CPU")
-
-    n, heads, group = q.shape[2], k.shape[1], q.shape[1] // k.shape[1]
+    if n * n > LARGEST_BLOCK_MASK and not q.is_cuda:
+        raise ValueError(f"a block mask of {n:,} x {n:,} pairs takes minutes on a CPU")
     seen = _rule(pattern, n, heads, group)
 
     def rule(b: torch.Tensor, h: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
@@ -137,10 +149,8 @@ def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: P
 
     torch._dynamo.reset()
     begin = time.perf_counter()
-    if pattern.by_head:
-        mask = _block_mask(rule, n, heads, group, q.device)
-    else:
-        mask = create_block_mask(rule, None, None, n, n, device=q.device, _compile=q.is_cuda)
+    differ = [head // group * group for head in range(heads * group)] if pattern.by_head else [0]
+    mask = _block_mask(rule, n, differ, q.device)
     made = time.perf_counter()
     compiled = torch.compile(kernel)
 
