@@ -18,7 +18,7 @@ parser.add_argument("--to", default="16k", help="the window asked for")
 parser.add_argument("--length", default="2k", help="tokens of a training sequence")
 parser.add_argument("--steps", type=int, default=16)
 parser.add_argument(
-    "--data", default="prose", help="kjv, prose, a folder or file of text, or a data set's NAME[:CONFIG]"
+    "--data", default="kjv", help="kjv, prose, a folder or file of text, or a data set's NAME[:CONFIG]"
 )
 parser.add_argument("--out", default="runs/smollm2-extended")
 arguments = parser.parse_args()

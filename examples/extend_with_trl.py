@@ -15,8 +15,8 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 import hf_longctx as lc
-from hf_longctx.hf.saving import settle_rope
 from hf_longctx.measure import prose
+from hf_longctx.training import settle_rope
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", nargs="?", default="demo", help="hub id, local folder, or 'demo'")

@@ -176,6 +176,8 @@ def _backward(
         assert x.shape == (*q.shape[:3], v.shape[3])
         assert x.dtype == q.dtype
         assert x.stride(-1) == 1
+    # The kernel goes from row to row of `out` in steps of H * D, whatever the tensor's own are.
+    assert out.shape[1] == 1 or out.stride(1) == out.shape[2] * out.shape[3]
     assert lse.dtype == torch.float32
     assert lse.shape == (q.shape[0], q.shape[2], -(-q.shape[1] // 32) * 32)
     assert all(s % 8 == 0 for n, s in zip(lse.shape[:2], lse.stride()) if n > 1)

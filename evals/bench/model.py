@@ -45,10 +45,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="tokens decoded in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--out", default="evals/results/model-cpu.json", help="file for the numbers, '' for none")
+    parser.add_argument("--out", help="file for the numbers, '' for none; evals/results/model-DEVICE.json if left out")
     args = parser.parse_args()
 
     model, _ = lc.load_model(args.model, dtype=args.dtype)
+    args.out = f"evals/results/model-{model.device.type}.json" if args.out is None else args.out
     names = ([] if args.no_stock else [STOCK]) + args.patterns
     rows = []
     print(
@@ -81,6 +82,7 @@ def measure(model: Any, names: list[str], length: int, args: argparse.Namespace)
             described[name] = lc.describe(model).cache_bytes(length)
             start = time.perf_counter()
             caches[name] = read(model, ids, args.chunk)
+            wait(model)
             prefill[name] = time.perf_counter() - start
             counted[name] = cache_bytes(caches[name])
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -110,6 +112,12 @@ def variant(model: Any, name: str) -> Any:
     return nullcontext(model) if name == STOCK else lc.patched(model, attention=name)
 
 
+def wait(model: Any) -> None:
+    """Until the device has done what it was given."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 @torch.no_grad()
 def read(model: Any, ids: torch.Tensor, chunk: int) -> Any:
     """Read a prompt (1, L) in chunks; the cache."""
@@ -126,7 +134,7 @@ def decode(model: Any, cache: Any, token: torch.Tensor, count: int) -> float:
     start = time.perf_counter()
     for _ in range(count):
         token = model(token, use_cache=True, **{cache_name(): cache}).logits[:, -1:].argmax(-1)
-    int(token)  # wait for the device
+    wait(model)
     return time.perf_counter() - start
 
 

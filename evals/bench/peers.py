@@ -77,10 +77,10 @@ def flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Patte
     return lambda: flash_attn_func(q, k, v, **how).transpose(1, 2)
 
 
-def _rule(pattern: Pattern, n: int, heads: int, group: int) -> Callable[..., torch.Tensor]:
+def _rule(pattern: Pattern, n: int, heads: int, group: int, device: torch.device) -> Callable[..., torch.Tensor]:
     """The pattern as (head, row, column) -> bool that torch can trace; drawn blocks are looked up in a table."""
     if isinstance(pattern, Union):
-        rules = [_rule(member, n, heads, group) for member in pattern.members]
+        rules = [_rule(member, n, heads, group, device) for member in pattern.members]
         return lambda h, row, column: reduce(torch.logical_or, (rule(h, row, column) for rule in rules))
     if isinstance(pattern, Global):
         return lambda h, row, column: column < pattern.tokens
@@ -90,6 +90,7 @@ def _rule(pattern: Pattern, n: int, heads: int, group: int) -> Callable[..., tor
         for head in range(heads):
             drawn = pattern.draws(torch.arange(blocks), head=head)
             table[head].scatter_(1, drawn.where(drawn >= 0, blocks), True)
+        table = table.to(device)
         return lambda h, row, column: table[h // group, row // size, column // size]
     return lambda h, row, column: pattern.allows(row, column)
 
@@ -142,7 +143,7 @@ def flex_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: P
         raise NotImplementedError("FlexAttention has no backward on the CPU")
     if n * n > LARGEST_BLOCK_MASK and not q.is_cuda:
         raise ValueError(f"a block mask of {n:,} x {n:,} pairs takes minutes on a CPU")
-    seen = _rule(pattern, n, heads, group)
+    seen = _rule(pattern, n, heads, group, q.device)
 
     def rule(b: torch.Tensor, h: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         return seen(h, row, column) & (column <= row)

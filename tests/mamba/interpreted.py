@@ -53,8 +53,10 @@ def compare(of: dict[str, torch.Tensor]) -> None:
         x, dt, A, B, C = (t if t.dim() == 1 else t[:, 0] for t in of.values())
         state = got[1].detach()  # as it comes, for the kernel changes it in place
         other = state.clone()
-        y = kernels.step(state, x, dt, A, B, C, D)
-        torch.testing.assert_close((y, state), (ssd_step(other, x, dt, A, B, C, D=D), other), atol=1e-4, rtol=1e-4)
+        for skip in (D, None):
+            y = kernels.step(state, x, dt, A, B, C, skip)
+            expected = ssd_step(other, x, dt, A, B, C, D=skip)
+            torch.testing.assert_close((y, state), (expected, other), atol=1e-4, rtol=1e-4)
 
 
 def main() -> None:

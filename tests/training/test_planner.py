@@ -184,10 +184,10 @@ def test_levers_are_as_few_as_are_enough_and_in_order():
     assert [lever.name for lever in two.levers] == ["LoRA-plus", "PoSE"]
     assert [lever.fits for lever in two.levers] == [False, True]
     assert two.total > two.levers[0].total_bytes > two.levers[1].total_bytes
-    assert "--pose, in extend with --length 8192" in two.advice
+    assert "--pose --length 8192" in two.advice
     # What a lever promises is what a plan with it says.
     assert big(tune="lora-plus").total == two.levers[0].total_bytes
-    assert big(tune="lora-plus", pose=8192).total == two.levers[1].total_bytes
+    assert big(tune="lora-plus", pose=True).total == two.levers[1].total_bytes
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_plan_is_refused_for_what_it_cannot_know():
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"device_memory": "h10"}, "did you mean 'h100'"),
         ({"devices": 0}, "devices is 0"),
-        ({"pose": 1 << 20}, "longer than the window"),
+        ({"length": 1 << 21}, "longer than the window"),
         ({"shard": True}, "several devices"),
     ):
         with pytest.raises(ValueError, match=words):

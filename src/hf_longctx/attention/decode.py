@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_longctx.attention import dense, kernels
 from hf_longctx.attention.dense import Sight
 from hf_longctx.attention.layout import Layout
-from hf_longctx.attention.reads import IN_PLACE, reads
+from hf_longctx.attention.reads import in_place, reads
 from hf_longctx.patterns import Pattern
 
 #: Query rows up to which gathering is the better way.
@@ -51,7 +51,9 @@ def attend(
     tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     if known.index is not None:
         key, value = (_picked(x, known.index, tracked) for x in (key, value))
-    elif 1 < len(known.slices) <= IN_PLACE and layout.queries == 1 and not tracked and _has_kernel(query, value):
+    elif (
+        1 < len(known.slices) <= in_place(device) and layout.queries == 1 and not tracked and _has_kernel(query, value)
+    ):
         return _merged(query, key, value, known.slices, scale)
     else:
         key, value = _sliced(key, known.slices), _sliced(value, known.slices)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,8 @@ from hf_longctx.attention.request import Request, spelled
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import Strip
 from hf_longctx.patterns.pieces import disjoint
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.bfloat16, torch.float16)
 #: The largest head size, and what head sizes must be a multiple of; others are filled up with zeros.
@@ -136,7 +139,7 @@ def attend(
         return query.masked_fill(torch.ones_like(query, dtype=torch.bool), 0)  # padding alone; still differentiable
     q, k, v = (pad(x, (0, wider)) if wider else x for x in (query, key, value))
     q, k, v = (
-        x.transpose(1, 2).flatten(0, 1) if at is None else x.transpose(1, 2).flatten(0, 1)[at]
+        x.transpose(1, 2).flatten(0, 1) if at is None else x.transpose(1, 2).flatten(0, 1).index_select(0, at)
         for x, at in ((q, packed.rows), (k, packed.keys), (v, packed.keys))
     )
     out = kernel(query.device).call(q, k, v, packed, scale, window - 1)[..., :size]
@@ -209,7 +212,10 @@ def _kernel(device: torch.device) -> _Kernel | None:
     hopper = torch.cuda.get_device_capability(device)[0] == 9
     for module, wanted in (("flash_attn_interface", hopper), ("flash_attn", True)):
         if wanted and importlib.util.find_spec(module) is not None:
-            return _Kernel(module, _flash_attn(importlib.import_module(module).flash_attn_varlen_func))
+            try:
+                return _Kernel(module, _flash_attn(importlib.import_module(module).flash_attn_varlen_func))
+            except Exception as error:  # built for another torch, or another package of that name
+                logger.warning("%s cannot be used (%s: %s): looking further", module, type(error).__name__, error)
     if torch.backends.cuda.is_flash_attention_available():
         return _Kernel("torch.nn.attention.varlen", _torch_varlen)
     return None

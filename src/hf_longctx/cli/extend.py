@@ -46,12 +46,25 @@ def extend(
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA on the attention.")] = False,
     lora_plus: Annotated[bool, typer.Option("--lora-plus", help="Besides, embeddings and norms.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Train all parameters.")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", help="Of LoRA. [default: the recipe's, 8]")] = None,
     stages: Annotated[str | None, typer.Option("--stages", help="WINDOW:STEPS one by one: 16k:100,32k:50.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps in all.")] = None,
-    length: Annotated[str | None, typer.Option("--length", help="Tokens of a training sequence.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Sequences of a step, over all processes.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimizer steps in all. [default: the recipe's, 400]")
+    ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option(
+            "--length", help="Tokens of a training sequence. [default: the window; with --pose what the model learned]"
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", help="Sequences of a step, over all processes. [default: the recipe's, 16]"),
+    ] = None,
     micro_batch: Annotated[int, typer.Option("--micro-batch", help="Sequences computed at once.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="The highest.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="The highest. [default: the recipe's, 1e-4]")
+    ] = None,
     pose: Annotated[bool, typer.Option("--pose", help="Learn the window from short sequences, by skips.")] = False,
     attention: Annotated[
         str | None, typer.Option("--attention", help="Pattern while training; the result attends in full.")
@@ -95,6 +108,7 @@ def extend(
         rope=rope,
         recipe=recipe,
         tune=tune,
+        rank=rank,
         stages=stages,
         steps=steps,
         length=None if length is None else one_length("--length", length),
@@ -109,7 +123,7 @@ def extend(
         checkpointing=not no_checkpointing,
         merge=not no_merge,
         measure=not no_measure,
-        needle=tuple(parse_lengths(needle)) if needle else (),
+        needle=tuple(parse_lengths(needle, "--needle")) if needle else (),
         max_first_loss=max_first_loss,
         save_every=save_every,
         dtype=dtype,

@@ -17,9 +17,10 @@ def plan(
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA on the attention.")] = False,
     lora_plus: Annotated[bool, typer.Option("--lora-plus", help="Besides, embeddings and norms. [default]")] = False,
     full: Annotated[bool, typer.Option("--full", help="Train all parameters.")] = False,
-    pose: Annotated[
-        str | None, typer.Option("--pose", metavar="LENGTH", help="Short sequences of so many tokens, by skips.")
+    length: Annotated[
+        str | None, typer.Option("--length", help="Tokens of a training sequence. [default: as in extend]")
     ] = None,
+    pose: Annotated[bool, typer.Option("--pose", help="Learn the window from short sequences, by skips.")] = False,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of the weights as loaded. [default: what extend takes]")
     ] = None,
@@ -51,7 +52,8 @@ def plan(
         model,
         to=one_length("--to", to),
         tune=chosen_tune(lora=lora, lora_plus=lora_plus, full=full) or "lora-plus",
-        pose=None if pose is None else one_length("--pose", pose),
+        length=None if length is None else one_length("--length", length),
+        pose=pose,
         dtype=dtype,
         device_memory=device_memory,
         devices=devices,

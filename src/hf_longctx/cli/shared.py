@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or 'demo'.")]
 Variants = Annotated[
     list[str] | None,
-    typer.Option("--variant", help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable."),
+    typer.Option(
+        "--variant",
+        help="'name: rope=yarn:2 attention=window:1024+global:4'; repeatable. Keys: attention, rope, mamba, backend, "
+        "own_windows.",
+    ),
 ]
 Attention = Annotated[str | None, typer.Option("--attention", help="Short for a variant 'patched' with this pattern.")]
 Rope = Annotated[str | None, typer.Option("--rope", help="Short for a variant 'patched' with this scaling.")]
@@ -29,7 +33,13 @@ Mamba = Annotated[
     str | None,
     typer.Option("--mamba", help="Short for a variant 'patched' with these as Mamba-2 layers, such as 1::4."),
 ]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16, float16, or auto for the checkpoint's own. [default: float32 on a CPU, auto on CUDA]",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run; a stopped one goes on there.")
@@ -208,11 +218,12 @@ def page_of(out: Path | None) -> list[str]:
     return [f"page: {out / PAGE}"] if out is not None and (out / PAGE).is_file() else []
 
 
-def parse_lengths(text: str) -> list[int]:
+def parse_lengths(text: str, option: str = "--lengths") -> list[int]:
     """Read `1k,8k,1m`, where k is 1024 and m is 1024 x 1024.
 
     Args:
         text: lengths in tokens with commas between them.
+        option: its name, for the error.
 
     Returns:
         Lengths in the order given.
@@ -229,7 +240,7 @@ def parse_lengths(text: str) -> list[int]:
         return [read_length(part.strip()) for part in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"--lengths {text!r} is no list of lengths: write whole numbers of tokens such as 512,1k,8k,1m "
+            f"{option} {text!r} is no list of lengths: write whole numbers of tokens such as 512,1k,8k,1m "
             "(k is 1024, m is 1024 x 1024)"
         ) from None
 

@@ -44,7 +44,7 @@ def tasks(
     from hf_longctx.measure.tasks import REGISTRY, Unfit, find
     from hf_longctx.measure.word_tokenizer import WordTokenizer
 
-    sizes = parse_lengths(length)
+    sizes = parse_lengths(length, "--length")
     if len(sizes) > 1:
         raise ValueError(f"--length {length!r} is a list: give one length")
     chosen = [find(name)] if name is not None else [REGISTRY[key] for key in sorted(REGISTRY)]

@@ -123,11 +123,23 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, **h
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, **hub)
 
 
-def merged(folder: str | Path, hub: dict[str, Any], **kwargs: Any) -> Any:
-    """The base model that an adapter names, patched with the RoPE that it carries, the adapter merged into it.
+def is_adapter(folder: str | Path, hub: dict[str, Any]) -> bool:
+    """Whether there is an adapter and no model: one in a model's own folder is transformers' matter.
 
     Args:
-        folder: of an adapter that carries its RoPE, or its hub id.
+        folder: of an adapter, or its hub id.
+        hub: how huggingface_hub reaches it.
+    """
+    return not (Path(folder) / "config.json").is_file() and isinstance(_document(folder, hub), dict)
+
+
+def with_base(folder: str | Path, hub: dict[str, Any], **kwargs: Any) -> Any:
+    """The base model that an adapter names, with the adapter.
+
+    One that carries its RoPE is merged into a base that is patched so; any other stays an adapter on its base.
+
+    Args:
+        folder: of an adapter, or its hub id.
         hub: how huggingface_hub reaches the adapter.
         **kwargs: passed to `AutoModelForCausalLM.from_pretrained` for the base.
     """
@@ -136,16 +148,21 @@ def merged(folder: str | Path, hub: dict[str, Any], **kwargs: Any) -> Any:
 
     document = _document(folder, hub)
     assert not isinstance(document, str)
-    base, carried = document["base_model_name_or_path"], document[KEY]
-    if carried.get("loaded_as") == DEMO and has_demo():
+    base, carried = document["base_model_name_or_path"], _carried(document, folder)
+    if carried and carried.get("loaded_as") == DEMO and has_demo():
         logger.info(
             "adapter %s: its base is loaded as %s, the copy that it was trained on, not as %s", folder, DEMO, base
         )
         base = resolve(DEMO)
-    model = from_pretrained(base, **kwargs)
-    patch(model, rope=carried["rope"])
-    model.config.max_position_embeddings = carried["window"]
-    return load_adapter(model, folder, **hub).merge_and_unload()
+    loaded = from_pretrained(base, **kwargs)
+    model, *info = loaded if kwargs.get("output_loading_info") else (loaded,)
+    if carried:
+        patch(model, rope=carried["rope"])
+        model.config.max_position_embeddings = carried["window"]
+        model = load_adapter(model, folder, **hub).merge_and_unload()
+    else:
+        model.load_adapter(str(folder), adapter_kwargs=dict(hub))
+    return (model, *info) if info else model
 
 
 def _document(folder: str | Path, hub: dict[str, Any]) -> dict[str, Any] | str:

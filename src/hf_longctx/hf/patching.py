@@ -200,7 +200,9 @@ def unpatch(model: Model, *, mamba: bool = True) -> Model:
     if steps is not None:
         stays = [] if mamba or not hybrid else swaps
         if hybrid and not mamba and not (stored["attention"] or stored["rope"]):
-            raise ValueError("mamba is False, but the model has nothing besides its Mamba layers to undo")
+            raise ValueError(
+                "mamba is False, but the model has nothing besides its Mamba layers to undo: it is as it should be"
+            )
         del vars(model)[STEPS]
         for step in reversed(steps):
             if not any(step is one for one in stays):
@@ -255,6 +257,13 @@ def _check_model(model: Any) -> None:
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"{name} carries a PEFT adapter: patch the model first, and add the adapter afterwards")
     if is_patched(model):
+        hybrid = model.config.longctx.get("mamba")
+        if hybrid and not any(isinstance(step, Swap) for step in vars(model).get(STEPS) or ()):
+            raise ValueError(
+                f"{name} was loaded with Mamba layers ({hybrid}), which were made and trained with the attention and "
+                "RoPE that it has, so it takes no second patch: give attention= and rope= to convert or distill, "
+                "starting from the original model"
+            )
         raise ValueError(
             f"{name} is already patched: call hf_longctx.unpatch(model) first, then patch it once with everything"
         )

@@ -67,8 +67,8 @@ class Places(Remembers):
     @cached_property
     def host(self) -> Tensor | None:
         """Positions on the CPU, (1, seen), where every row is tokens 0 to seen - 1, the common case; else None."""
-        here = torch.arange(self.table.shape[1], device=self.table.device)
-        return here[None].cpu() if bool((self.table == here).all()) else None
+        size, device = self.table.shape[1], self.table.device
+        return torch.arange(size)[None] if bool((self.table == torch.arange(size, device=device)).all()) else None
 
     def at(self, slots: Tensor) -> Tensor:
         """The positions of the tokens `slots` (stored,) on the CPU: (B or 1, stored), one tensor for equal slots."""

@@ -24,7 +24,8 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
     """Load a causal language model and apply the plan that its config carries, if any. It never scales twice.
 
     `model.save_pretrained(path)` writes the plan; nothing else is needed. An adapter that carries its RoPE, by
-    folder or hub id, gives the base model that it names, patched so, with the adapter merged into it.
+    folder or hub id, gives the base model that it names, patched so, with the adapter merged into it; any other
+    adapter its base model with the adapter on it, as transformers does.
 
     Args:
         path: local folder or hub id.
@@ -44,9 +45,9 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
 
     hub = {k: kwargs[k] for k in _HUB if k in kwargs}
     shared = {k: v for k, v in hub.items() if k in _ADAPTER}
-    if adapters.carried_rope(path, **shared) is not None:
+    if adapters.is_adapter(path, shared):
         kwargs.pop("revision", None)  # of the adapter, not of the base that it names
-        return adapters.merged(path, shared, **kwargs)
+        return adapters.with_base(path, shared, **kwargs)
     config, kwargs = _config(path, hub, kwargs)
     if not getattr(config, "longctx", None):
         return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)

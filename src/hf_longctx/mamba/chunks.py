@@ -23,8 +23,8 @@ from hf_longctx.mamba.chunk import Chunk, Gradients, Inputs, working
 #: Elements of one chunk's decay tables that batch elements may fill together; beyond, they take turns.
 _TABLE = 1 << 17
 #: Elements of such tables that chunks of one batch element may fill together, on one thread and on more: fewer and
-#: larger calls, as long as all of it stays near the core; two threads need more to share.
-_TOGETHER = 1 << 17, 1 << 18
+#: larger calls, as long as all of it stays near the core; two threads need more to share. A GPU has no such core.
+_TOGETHER, _TOGETHER_FAR = (1 << 17, 1 << 18), 1 << 26
 
 
 def scan(
@@ -87,7 +87,8 @@ def _forward(of: Inputs, state: Tensor, out: Tensor, chunk: int, kept: Tensor | 
 
 def _together(of: Inputs, chunk: int) -> int:
     """How many chunks to read at once: several only of a single batch element, whose output is then one view."""
-    return max(1, _TOGETHER[torch.get_num_threads() > 1] // _tables(of, chunk)) if len(of.x) == 1 else 1
+    most = _TOGETHER[torch.get_num_threads() > 1] if of.x.device.type == "cpu" else _TOGETHER_FAR
+    return max(1, most // _tables(of, chunk)) if len(of.x) == 1 else 1
 
 
 def _blocks(begin: int, end: int, chunk: int, together: int) -> Iterator[tuple[int, int, int]]:

@@ -87,6 +87,9 @@ def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
     It reads each state once. Where several readers share one, it carries the state, and one product reads it for all.
     """
     (heads, size, n), groups, readers = state.shape[1:], B.shape[1], C.shape[1] // B.shape[1]
+    # Of D and dt_bias it reads the strides even where there is none.
+    none = torch.zeros(heads, 1, device=x.device)
+    weights = none if D is None else D.float().view(heads, -1)
     y = _kernel(1)(
         state,
         x,
@@ -94,8 +97,8 @@ def step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
         A.float()[:, None, None].expand(-1, size, n),
         B,
         C[:, ::readers],
-        D=None if D is None else D.float().view(heads, -1).expand(-1, size),
-        dt_bias=torch.zeros(heads, 1, device=x.device).expand(-1, size),  # it reads the strides of this one too
+        D=weights.expand(-1, size),
+        dt_bias=none.expand(-1, size),
     )
     if readers == 1:
         return y

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.hf.architecture import Architecture, architecture
-from hf_longctx.hf.loading import DTYPES, load_config, skeleton
+from hf_longctx.hf.loading import check_place, load_config, skeleton
 from hf_longctx.hf.saving import planned_skeleton, take_plan
 from hf_longctx.patterns import parse
 
@@ -74,7 +74,7 @@ def run_cost(
         steps: tokens decoded after the prompt, at least 1.
         chunk: rows of one forward of the prompt; None reads it at once, as `generate` does.
         seed: of the random tokens.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: as for `load_model`.
         device: `cpu` or `cuda`.
         memory: bytes that a process may take; past it a row says `oom`. None takes what is free on a CPU. A run that
             goes on may change it, and `timeout`: neither changes a figure.
@@ -112,8 +112,7 @@ def run_cost(
         raise ValueError(f"timeout is {timeout}: it must be more than 0 seconds")
     if not lengths or min(lengths) < 1:
         raise ValueError(f"lengths is {list(lengths)}: give at least one, each at least 1 token")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    check_place(dtype, device)
     config = load_config(model)
     saved = Variant(AS_LOADED, **take_plan(config)) if getattr(config, "longctx", None) else None
     subjects = _subjects(variants, saved, stock=stock, standard=standard)
@@ -285,7 +284,8 @@ def _modelled(
 
     device = _device(settings)
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    dtype = settings["dtype"] or ("float32" if device == "cpu" else stored)
+    dtype = settings["dtype"] or ("float32" if device == "cpu" else "auto")
+    dtype = stored if dtype == "auto" else dtype
     args = {"itemsize": getattr(torch, dtype).itemsize, "chunk": settings["chunk"], "device": device, "count": False}
     prefill, ended = (cost(sizes, subject.method, n, **args) for n in (length, length + settings["steps"]))
     return {

@@ -70,11 +70,12 @@ def limited(device: torch.device, most: int | None) -> Iterator[None]:
         yield
     elif device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
+        index = torch.cuda.current_device() if device.index is None else device.index  # it takes no bare "cuda"
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), index)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(1.0, index)
     else:
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         ceiling = most if hard == resource.RLIM_INFINITY else min(most, hard)

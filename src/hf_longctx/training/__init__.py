@@ -1,6 +1,8 @@
 """Teaching a model what a patch made of it, each in one call: `extend` a longer window, `distill` Mamba-2 layers.
 
-`choose_layers` says which layers to convert, and `plan` beforehand whether training fits a device. Everything else is
+`choose_layers` says which layers to convert, and `plan` beforehand whether training fits a device. After training of
+your own on a patched model, `save_adapter` keeps its RoPE with the adapter (`load_adapter` insists on it), and
+`settle_rope` makes the RoPE the model's own before a whole model is saved. Everything else is
 reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the data, `tiled_loss`
 for a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
 """
@@ -10,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_longctx.hf.adapters import load_adapter
+    from hf_longctx.hf.adapters import load_adapter, save_adapter
+    from hf_longctx.hf.saving import settle_rope
 
     from .distillation import distill
     from .extension import extend
@@ -28,6 +31,8 @@ __all__ = [
     "extend",
     "load_adapter",
     "plan",
+    "save_adapter",
+    "settle_rope",
 ]
 
 _HOMES = {
@@ -40,6 +45,8 @@ _HOMES = {
     "extend": "extension",
     "load_adapter": "..hf.adapters",
     "plan": "planner",
+    "save_adapter": "..hf.adapters",
+    "settle_rope": "..hf.saving",
 }
 
 

@@ -80,7 +80,7 @@ def _name(record: dict[str, Any]) -> str:
 
 
 def _tuning(settings: dict[str, Any]) -> str:
-    rank = f", rank {settings['rank']}, alpha {settings['alpha']}"
+    rank = f", rank {settings['rank']}, alpha {settings['alpha']:g}"
     return {
         "full": "all parameters",
         "lora": f"LoRA on the attention{rank}",

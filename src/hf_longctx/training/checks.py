@@ -38,6 +38,23 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}: it must be a finite number above 0")
 
 
+def unquantized(config: Any) -> None:
+    """Raise for a model whose weights are quantised.
+
+    Args:
+        config: of a transformers model.
+
+    Raises:
+        ValueError: it is.
+    """
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            "the model's weights are quantised, which extend can neither train nor merge into: load it in bfloat16, "
+            "or train an adapter with a trainer of your own on a patched model and save it with "
+            "hf_longctx.training.save_adapter"
+        )
+
+
 def trainable(dtype: Any) -> None:
     """Raise for a dtype of weights that training would break; None is left to the model.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from hf_longctx.hf.patching import is_patched
 from hf_longctx.hf.rotary import geometry
 from hf_longctx.rope import Scaling
 
-from .checks import positive, trainable, whole
+from .checks import positive, trainable, unquantized, whole
 from .corpus import open_corpus
 from .extension_run import ExtensionRun
 from .recipes import Recipe, find_recipe
@@ -31,6 +31,7 @@ def extend(
     rope: str | Scaling | None = None,
     recipe: str | Recipe = "default",
     tune: str | None = None,
+    rank: int | None = None,
     stages: str | None = None,
     steps: int | None = None,
     length: int | None = None,
@@ -73,6 +74,7 @@ def extend(
         rope: method in place of the recipe's, such as `yarn`; with a factor, `to` may be left out.
         recipe: one of `RECIPES`, or one of your own.
         tune: `full`, `lora` or `lora-plus`, in place of the recipe's.
+        rank: of LoRA, in place of the recipe's; its alpha over rank stays.
         stages: windows and steps one after the other, `16k:100,32k:50`.
         steps: optimizer steps in all.
         length: tokens of a training sequence; with `pose` the short one, by default the trained length.
@@ -114,6 +116,11 @@ def extend(
     how = find_recipe(recipe)
     tuned = how.tune if tune is None else tune
     check_tune(tuned)
+    whole("rank", rank)
+    if rank is not None:
+        if tuned == "full":
+            raise ValueError(f"rank is {rank}, and tune='full' trains no LoRA: leave one of them out")
+        how = replace(how, rank=rank, alpha=how.alpha * rank / how.rank)
     whole("save_every", save_every)
     positive("max_first_loss", max_first_loss)
     named = isinstance(model, str)
@@ -130,6 +137,7 @@ def extend(
             "the model is patched: extend starts from an ordinary one; call hf_longctx.unpatch(model) first, or name "
             "the checkpoint before it was patched"
         )
+    unquantized(config)
     numbers = geometry(config)
     if pose and length is None:
         length = numbers.trained

@@ -109,7 +109,8 @@ def plan(
     *,
     to: int,
     tune: str = "lora-plus",
-    pose: int | None = None,
+    length: int | None = None,
+    pose: bool = False,
     dtype: str | None = None,
     device_memory: str | Machine = "h100",
     devices: int = 1,
@@ -127,9 +128,10 @@ def plan(
 
     Args:
         model: short name of a public model, local folder, `demo`, hub id, or a transformers configuration.
-        to: the window asked for, in tokens; a training sequence is as long, but for `pose`.
+        to: the window asked for, in tokens.
         tune: `full`, `lora` or `lora-plus`.
-        pose: tokens of a training sequence under position skipping.
+        length: tokens of a training sequence; default the window, with `pose` the length that the model learned.
+        pose: position skipping: learn the window from short sequences.
         dtype: of the weights as loaded, `float32`, `bfloat16` or `float16`; by default what `extend` takes.
         device_memory: a machine such as `h100`, or a size such as `80GB`; of each device.
         devices: how many share the batch.
@@ -157,15 +159,13 @@ def plan(
         raise ValueError(f"device is {device!r}: it must be cuda or cpu")
     for name, value in (
         ("to", to),
-        ("pose", pose),
+        ("length", length),
         ("devices", devices),
         ("micro_batch", micro_batch),
         ("rank", rank),
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")
-    if pose is not None and pose > to:
-        raise ValueError(f"pose is {pose}, longer than the window of {to}: give the length of a short sequence")
     if shard and devices == 1:
         raise ValueError("shard needs several devices: give devices=2 or more, or leave shard out")
     cuda = device == "cuda"
@@ -173,13 +173,17 @@ def plan(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     config = (config_of(model) if isinstance(model, str) else model).get_text_config(decoder=True)
+    sized = _Model(config)
+    length = length or (min(sized.trained_length, to) if pose else to)
+    if length > to:
+        raise ValueError(f"length is {length}, longer than the window of {to}: a sequence is at most as long")
     limit = device_memory if isinstance(device_memory, Machine) else machine(device_memory)
     how = Setting(
-        tune=tune, length=pose or to, window=to, itemsize=4 if dtype == "float32" else 2,
+        tune=tune, length=length, window=to, itemsize=4 if dtype == "float32" else 2,
         autocast=cuda or dtype == "bfloat16", cuda=cuda, micro_batch=micro_batch, rank=rank,
         checkpointing=checkpointing, tile=tile, devices=devices, shard=shard,
     )  # fmt: skip
-    return _plan(model if isinstance(model, str) else type(model).__name__, _Model(config), how, limit)
+    return _plan(model if isinstance(model, str) else type(model).__name__, sized, how, limit)
 
 
 class _Model:
@@ -298,7 +302,7 @@ _CHANGES: tuple[tuple[str, str, Change], ...] = (
     ("FSDP or ZeRO-3", _SHARE, _shared),
     ("LoRA-plus", "train LoRA, embeddings and norms: --lora-plus", _tuned("lora-plus")),
     ("LoRA", "train LoRA on the attention alone: --lora", _tuned("lora")),
-    ("PoSE", "learn the window from short sequences: --pose, in extend with --length {how.length}", _posed),
+    ("PoSE", "learn the window from short sequences: --pose --length {how.length}", _posed),
     ("FSDP or ZeRO-3 on more devices", _SHARE, _spread),
 )
 _SPLIT = "sequence parallelism, which splits each sequence over devices and is not in this package"

@@ -78,7 +78,7 @@ class Recipe:
     clip: float = 1.0
     batch: int = 64
     rank: int = 8
-    alpha: int = 16
+    alpha: float = 16
 
 
 @dataclass(frozen=True)

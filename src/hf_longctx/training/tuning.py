@@ -30,7 +30,7 @@ def check_tune(how: str) -> None:
             )
 
 
-def make_trainable(model: Any, how: str, *, rank: int, alpha: int, seed: int) -> Any:
+def make_trainable(model: Any, how: str, *, rank: int, alpha: float, seed: int) -> Any:
     """Choose what is trained.
 
     Args:
