@@ -177,6 +177,9 @@ def test_describe_reads_only_the_config(family, tmp_path, run):
     code, out, err = run(*arguments)
     assert code == 0, err
     document = json.loads(out)
+    code, out, err = run(*arguments, "--backend", "tiled")
+    assert code == 0, err
+    assert {layer["backend"] for layer in json.loads(out)["layers"]} == {"tiled"}
     assert document["rope"] == "yarn:4"
     assert document["max_positions"] == 256
     assert len(document["layers"]) == 3
@@ -273,6 +276,10 @@ def places(tmp_path_factory):
         (("needle", "{nowhere}", "--needles", "many"), "shared, single"),
         (("needle", "{nowhere}", "--style", "plain"), "prefix, chat, base"),
         (("describe", "{patched}", "--rope", "yarn:2"), "was saved patched"),
+        (("describe", "{patched}", "--backend", "tiled"), "was saved patched"),
+        (("describe", "{model}", "--backend", "tiled"), "are for a pattern: give --attention"),
+        (("describe", "{model}", "--attention", "window:8", "--backend", "tilde"), "tiled"),
+        (("tasks", "passkey", "--length", "1x"), "--length '1x' is no list of lengths"),
         (("describe", "{model}", "--mamba", "*"), "leaves no attention layer among 3"),
         (("describe", "{model}", "--mamba", "1", "--attention", "1=full"), "no attention pattern can replace"),
         (("convert", "{model}", "--mamba", "1", "--out", "{model}"), "holds something already"),

@@ -8,6 +8,8 @@ from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     DynamicCache,
+    Exaone4Config,
+    Exaone4ForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma4ForCausalLM,
@@ -20,12 +22,16 @@ from transformers import (
     NemotronForCausalLM,
     PersimmonConfig,
     PersimmonForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     StableLmConfig,
     StableLmForCausalLM,
 )
 
 import hf_longctx as lc
-from families import GROUPED, SMALL, VOCAB, tokens
+from families import GROUPED, SMALL, VOCAB, WINDOW, tokens
 from fingerprint import fingerprint
 from hf_longctx.hf.eviction import EvictingLayer, most_columns
 from hf_longctx.patterns import parse
@@ -65,10 +71,92 @@ MORE = {
 }
 
 
-def build(name: str):
-    cls, config = MORE[name]
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+#: Families that say elsewhere which layers have a window: in their masks alone, or on every layer; and those that do.
+WINDOWED = {
+    "qwen2_moe": (
+        Qwen2MoeForCausalLM,
+        lambda: Qwen2MoeConfig(
+            **GROUPED, sliding_window=WINDOW, use_sliding_window=True, layer_types=[_SLIDING, _FULL, _SLIDING],
+            num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        ),
+        [WINDOW, None, WINDOW],
+    ),
+    "phimoe": (
+        PhimoeForCausalLM,
+        lambda: PhimoeConfig(**GROUPED, sliding_window=WINDOW, num_local_experts=2),
+        [WINDOW] * 3,
+    ),
+    "exaone4": (
+        Exaone4ForCausalLM,
+        lambda: Exaone4Config(**GROUPED, sliding_window=WINDOW, layer_types=[_SLIDING, _SLIDING, _FULL]),
+        [WINDOW, WINDOW, None],
+    ),
+}  # fmt: skip
+
+
+def build(name: str, **kwargs):
+    cls, config, *_ = (MORE | WINDOWED)[name]
     torch.manual_seed(0)
-    return cls(config()).eval()
+    return cls._from_config(config(), **kwargs).eval()
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+@torch.no_grad()
+def test_a_layer_keeps_its_own_window_wherever_its_family_says_it(family):
+    ids, windows = tokens(1, 40), WINDOWED[family][2]
+    expected = build(family, attn_implementation="eager")(ids, use_cache=False).logits
+    model = lc.patch(build(family), attention="full")
+    shown = lc.describe(model)
+    assert [layer.own_window for layer in shown.layers] == windows
+    torch.testing.assert_close(model(ids, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
+    cache, parts = DynamicCache(config=model.config), []
+    for start, stop in [(0, 20), *((i, i + 1) for i in range(20, 40))]:
+        parts.append(model(ids[:, start:stop], past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-4, rtol=1e-4)
+    assert [isinstance(layer, EvictingLayer) for layer in cache.layers] == [w is not None for w in windows]
+
+
+def nbytes(cache) -> int:
+    """Bytes of all that a cache holds on to."""
+    return sum(
+        t.nbytes
+        for layer in cache.layers
+        for t in (layer._buffers if isinstance(layer, EvictingLayer) else (layer.keys, layer.values))
+        if t is not None
+    )
+
+
+@pytest.mark.parametrize("family", [*MORE, *WINDOWED])
+@pytest.mark.parametrize("pattern", [None, "window:6+global:2", "strided:4,4"])
+@torch.no_grad()
+def test_the_cache_holds_what_describe_says(family, pattern):
+    """Also where layers store less than all heads, or nothing because they read the keys of others."""
+    model = build(family) if pattern is None else lc.patch(build(family), attention=pattern)
+    cache = DynamicCache(config=model.config)
+    for start in range(0, 40, 8):
+        model(tokens(1, 40)[:, start : start + 8], past_key_values=cache, use_cache=True)
+    assert nbytes(cache) == lc.describe(model).cache_bytes(40)
+
+
+@torch.no_grad()
+def test_layers_with_heads_of_their_own():
+    """Gemma 4's full layers may have fewer and larger heads than its sliding ones."""
+    config = Gemma4TextConfig(
+        **SMALL | _SHARING | {"num_hidden_layers": 4, "num_kv_shared_layers": 0}, global_head_dim=16,
+        attention_k_eq_v=True, num_global_key_value_heads=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, ids = Gemma4ForCausalLM(config).eval(), tokens(1, 30)
+    expected = model(ids, use_cache=False).logits
+    assert [layer.kv_bytes for layer in lc.describe(model).layers] == [2 * 2 * 8 * 4, 2 * 16 * 4] * 2
+    with lc.patched(model, attention="full"):
+        torch.testing.assert_close(model(ids, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
+    with lc.patched(model, attention="1,3=heads(window:6);*=heads(window:6|full)"):
+        assert [str(layer.pattern) for layer in lc.describe(model).layers][:2] == [
+            "heads(window:6&window:12|window:12)", "heads(window:6)"
+        ]  # fmt: skip
+        model(ids)
 
 
 @pytest.mark.parametrize("family", MORE)

@@ -229,6 +229,8 @@ def test_what_would_be_ignored_is_refused():
     model = lc.patch(build("llama", attention_dropout=0.1), attention="window:4")
     with pytest.raises(ValueError, match="4-D"):
         model(ids, attention_mask=torch.zeros(1, 1, 20, 20))
+    with pytest.raises(ValueError, match=r"int64 mask of shape \(1, 1, 1, 20\).*4-D"):
+        model(ids, attention_mask=torch.ones(1, 1, 1, 20, dtype=torch.int64))
     with pytest.raises(ValueError, match="output_attentions"):
         model(ids, output_attentions=True)
     with pytest.raises(ValueError, match="dropout is 0.1"):

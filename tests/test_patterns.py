@@ -16,6 +16,7 @@ from hypothesis import given, settings
 import fresh
 import hf_longctx
 from hf_longctx import patterns
+from hf_longctx.attention import attend
 from hf_longctx.patterns import (
     Block,
     Dilated,
@@ -153,9 +154,44 @@ def test_reach_is_infinite_where_unbounded(p):
 
 
 def test_reach_of_segments_ends_with_the_segment():
-    """A bound: the first tokens of a segment may be of another residue class."""
     assert Segment(8, 1).reach(3) == Block(8).reach(3) == 7
-    assert Segment(8, 3).reach(3) == 7
+    assert Segment(8, 3).reach(3) == reach_through([Segment(8, 3)] * 3) == 6
+    assert Segment(4, 8).reach(5) == 0
+    assert Segment(8, 3).reach(0) == 0
+
+
+def test_a_subclass_with_a_rule_of_its_own_takes_nothing_from_its_parent():
+    @dataclass(frozen=True)
+    class Even(SlidingWindow, name=None):
+        def allows(self, q, k, *, layer=0, head=0):
+            return super().allows(q, k) & ((q - k) % 2 == 0)
+
+    assert Even(8).count(40) == int(visible(Even(8), 40).sum()) < SlidingWindow(8).count(40)
+    assert Even(8).rows(torch.arange(3)) is None
+    assert Even(8).pieces() is None
+    assert bool(Even(8).keeps(0, 100))
+    q, k, v = torch.randn(3, 1, 2, 300, 8)
+    expected = attend(q, k, v, Even(64), backend="reference")
+    torch.testing.assert_close(attend(q, k, v, Even(64), backend="tiled"), expected)
+    torch.testing.assert_close(attend(q[:, :, -1:], k, v, Even(64)), expected[:, :, -1:])
+
+
+def test_patterns_that_hold_tensors_are_joined_and_spread():
+    """Nothing says whether two of them are equal, so they count as different."""
+
+    @dataclass(frozen=True)
+    class Table(Pattern, name=None):
+        table: torch.Tensor
+
+        def allows(self, q, k, *, layer=0, head=0):
+            return self.table[k % len(self.table)].expand(torch.broadcast_shapes(q.shape, k.shape))
+
+    a, b = Table(torch.tensor([True, False])), Table(torch.tensor([False, True]))
+    assert len((a | b | a).members) == 2
+    q, k, v = torch.randn(3, 1, 2, 20, 8)
+    each = [attend(*(x[:, i : i + 1] for x in (q, k, v)), one) for i, one in enumerate((a, b))]
+    expected = torch.cat(each, 1)
+    torch.testing.assert_close(attend(q, k, v, Heads([a, b])), expected)
 
 
 def test_reach_through_different_layers():

@@ -98,6 +98,13 @@ def test_loading_info_comes_with_the_model(tmp_path):
     assert not info["missing_keys"]
 
 
+def test_a_folder_without_its_tokenizer_is_named(tmp_path):
+    """transformers asks for packages that have nothing to do with it, or makes up a tokenizer without words."""
+    build("qwen2").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="was saved without its tokenizer: save that there too"):
+        lc.load_model(str(tmp_path))
+
+
 def test_an_edited_config_is_refused(tmp_path):
     lc.patch(build("llama"), **PLAN).save_pretrained(tmp_path)
     edit(tmp_path, lambda config: config["rope_parameters"].update(factor=3.0))

@@ -21,11 +21,17 @@ class ModelShape:
         kinds: the layer type of each layer, `STATE_KIND` where a Mamba layer stands.
         windows: the window that each layer has of its own, in keys, or None.
         kv_heads: key-value heads of a layer.
+        own_heads: those of each layer, where they differ.
     """
 
     kinds: tuple[str, ...]
     windows: tuple[int | None, ...]
     kv_heads: int
+    own_heads: tuple[int, ...] = ()
+
+    def heads(self, index: int) -> int:
+        """Key-value heads of one layer."""
+        return self.own_heads[index] if self.own_heads else self.kv_heads
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
         replaced = own is not None and pattern is not None and own_windows == "replace"
         computed = pattern or Full()
         if isinstance(computed, Heads):
-            computed = Heads(computed.spread(shape.kv_heads))
+            computed = Heads(computed.spread(shape.heads(index)))
         if own is not None and not replaced:
             computed = computed.within(own)
         plans.append(LayerPlan(index, kind, pattern, own, replaced, computed))

@@ -9,10 +9,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoModelForCausalLM
 
 import hf_longctx as lc
 from hf_longctx.hf.adapters import carried_rope, save_adapter
-from hf_longctx.hf.loading import DEMO_ID
+from hf_longctx.hf.loading import DEMO_ID, load_config
 from hf_longctx.training import load_adapter
 from hf_longctx.training.tuning import make_trainable
 from tiny_model import make_tiny
@@ -90,6 +91,22 @@ def test_an_adapter_of_the_hub_without_rope_is_told_from_one_that_is_not_there(p
         with pytest.raises(ValueError, match=f"'user/other' cannot be loaded: .*{words}"):
             load_adapter(make_tiny(), "user/other", revision="v2")
         assert carried_rope("user/other", revision="v2") is None
+
+
+def test_an_ordinary_adapter_is_loaded_with_its_base(tmp_path, tiny_folder):
+    """As transformers does it, and told apart from one whose RoPE is known where a whole model is wanted."""
+    make_adapter(tmp_path / "made", tiny_folder)
+    config = tmp_path / "made" / "adapter_config.json"
+    with pytest.raises(ValueError, match=r"is an adapter alone: hf_longctx\.from_pretrained\('.*made'\) gives"):
+        load_config(str(tmp_path / "made"))
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "longctx"}))
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "made").eval()
+    model, info = lc.from_pretrained(str(tmp_path / "made"), output_loading_info=True)
+    assert not info["missing_keys"]
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(IDS).logits, expected(IDS).logits)
+    with pytest.raises(ValueError, match=r"AutoPeftModelForCausalLM\.from_pretrained\('.*made'\)\.merge_and_unload"):
+        load_config(str(tmp_path / "made"))
 
 
 def test_what_is_no_adapter_is_said(tmp_path, tiny_folder):

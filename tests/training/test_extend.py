@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -397,6 +398,8 @@ def test_a_full_disk_is_seen_before_it_is_written_to(tmp_path, tiny_folder, monk
         ({"attention": "windw:4"}, "windw"),
         ({"stages": "96:1,128:1", "length": 100}, "longer than the window of 96"),
         ({"tune": "full", "merge": False}, "merge=False saves the adapter alone"),
+        ({"tune": "full", "rank": 4}, "rank is 4, and tune='full' trains no LoRA"),
+        ({"rank": 0}, "rank is 0: it must be"),
         ({"needle": (20,)}, "needle: nothing can be asked at 20 tokens"),
         ({"needle": (0,)}, "lengths holds 0"),
         ({"device": "cuda:7"}, "CUDA devices are usable here"),
@@ -417,6 +420,18 @@ def test_what_cannot_work_is_refused_before_anything_is_measured_or_written(
     monkeypatch.setattr(held_out, "token_losses", reads)
     with pytest.raises(ValueError, match=words):
         extend(str(tiny_folder), out=tmp_path / "run", **SMALL | given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_quantised_model_is_refused(tmp_path, tiny_folder):
+    """Its weights can be neither trained nor merged into; without this it was found out after training."""
+    folder = tmp_path / "quantised"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ValueError, match=r"weights are quantised.*load it in bfloat16, or train an adapter"):
+        extend(str(folder), out=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
 
 

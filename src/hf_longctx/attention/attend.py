@@ -6,7 +6,6 @@ import logging
 import math
 from contextlib import nullcontext
 from functools import lru_cache
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -149,12 +148,11 @@ def _checked(
         if not isinstance(pattern, Heads):
             return _attend(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, head=0)
         group = query.shape[1] // key.shape[1]
-        outs, head = [], 0
-        for one, run in groupby(pattern.spread(key.shape[1])):
-            stop = head + len(list(run))
-            q, k, v = query[:, head * group : stop * group], key[:, head:stop], value[:, head:stop]
-            outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
-            head = stop
+        outs = []
+        for one, run in pattern.runs(key.shape[1]):
+            q, own = query[:, run.start * group : run.stop * group], slice(run.start, run.stop)
+            how = {"scale": scale, "backend": backend, "layer": layer, "head": run.start}
+            outs.append(_attend(q, key[:, own], value[:, own], one, layout, **how))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 

@@ -28,15 +28,21 @@ def describe(
 
     config = load_config(model)
     asked: dict[str, Any] = {"attention": attention, "rope": rope, "mamba": mamba}
+    given = any(value is not None for value in asked.values())
+    how = {"own_windows": own_windows, "backend": backend}
+    changed = how != {"own_windows": "intersect", "backend": "auto"}
     if getattr(config, "longctx", None):
-        if any(value is not None for value in asked.values()):
+        if given or changed:
             raise ValueError(
-                f"model {model!r} was saved patched: leave --attention, --rope and --mamba out, or unpatch it first"
+                f"model {model!r} was saved patched: leave --attention, --rope, --mamba, --own-windows and --backend "
+                "out, or unpatch it first"
             )
         network = planned_skeleton(config)
     else:
+        if changed and not given:
+            raise ValueError("--own-windows and --backend are for a pattern: give --attention, or leave them out")
         network = skeleton(config)
-        if any(value is not None for value in asked.values()):
-            lc.patch(network, **asked, own_windows=own_windows, backend=backend)
+        if given:
+            lc.patch(network, **asked, **how)
     description = lc.describe(network)
     typer.echo(json.dumps(description.to_dict()) if as_json else str(description))

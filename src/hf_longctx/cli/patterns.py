@@ -30,7 +30,9 @@ def patterns(
         ValueError: a text that is no pattern, a size below 1, or a file of another kind.
     """
     from hf_longctx.measure import gallery
+    from hf_longctx.patterns.text import load_others
 
+    load_others()
     if size < 1:
         raise ValueError(f"--size is {size}: it must be at least 1")
     drawn = gallery.pictures(None if text is None else _asked(text), size)

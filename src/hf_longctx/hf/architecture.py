@@ -89,7 +89,7 @@ def architecture(config: Any) -> Architecture:
     >>> a.layers, a.heads, a.head_dim, a.parameters
     (32, 32, 128, 6738415616)
     """
-    from hf_longctx.hf.cache_size import token_bytes
+    from hf_longctx.hf.layer_sizes import head_size, kv_heads, layer_config, stored_numbers
     from hf_longctx.hf.layers import attention_modules, plan_layers
     from hf_longctx.hf.loading import skeleton
     from hf_longctx.hf.mixers import form_of, mamba_layers
@@ -99,8 +99,7 @@ def architecture(config: Any) -> Architecture:
     modules = attention_modules(model)
     plans = plan_layers(model, None, "intersect")
     module = next(iter(modules.values()), None)
-    per_token = token_bytes(config, 1, module)
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    one = layer_config(config, int(getattr(module, "layer_idx", 0)))
     converted = {i: form_of(modules[i], parse(config.longctx["mamba"])) for i in mamba_layers(config)}
     mixers = {int(m.layer_idx): m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "ssm_state_size")}
     states = tuple(
@@ -127,12 +126,12 @@ def architecture(config: Any) -> Architecture:
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size) * chosen,
         vocabulary=int(config.vocab_size),
         heads=int(config.num_attention_heads),
-        head_dim=per_token // (2 * kv_heads),
-        shape=ModelShape(tuple(p.kind for p in plans), tuple(p.own for p in plans), int(kv_heads)),
+        head_dim=head_size(one, module),
+        shape=ModelShape(tuple(p.kind for p in plans), tuple(p.own for p in plans), kv_heads(one, module)),
         states=states,
         parameters=sum(p.numel() for p in model.parameters()),
         active=active,
-        kv_token_bytes=per_token,
+        kv_token_bytes=stored_numbers(one, module),
         max_positions=getattr(config, "max_position_embeddings", None),
     )
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from hf_longctx.compiling import eager
+from hf_longctx.hf.layer_sizes import kv_heads, layer_config
 from hf_longctx.hf.places import Places, made_for, running_cache
 from hf_longctx.hf.round_trip import same
-from hf_longctx.patterns import Layers, Pattern, parse
+from hf_longctx.hf.windows import own_window
+from hf_longctx.patterns import Heads, Layers, Pattern, parse
 from hf_longctx.patterns.base import registered
 from hf_longctx.plan import STATE_KIND, LayerPlan, ModelShape, kinds_of, resolve
 
@@ -120,7 +122,7 @@ def longctx_attention(
         attention_mask: what `longctx_mask` returned.
         scaling: of the scores; 1/sqrt(D) if None.
         dropout: must be 0.
-        sliding_window: the layer's own window, from models that have one.
+        sliding_window: the layer's own window as some families pass it; `own_window` knows those of all.
         position_ids: (B or 1, Lq); where they restart without a cache, documents are packed.
         **kwargs: the rest of transformers' contract.
 
@@ -133,9 +135,12 @@ def longctx_attention(
     from hf_longctx.attention.attend import attend_within, outline
 
     _refuse(module, attention_mask, dropout, kwargs)
+    sliding_window = own_window(module) or sliding_window
     stored = stored_plan(module.config)
     index = int(module.layer_idx)  # type: ignore[arg-type]
-    layer = layer_plan(stored["attention"], stored["own_windows"], index, shape_key(module.config, sliding_window))
+    heads = kv_heads(layer_config(module.config, index), module)
+    key_of = shape_key(module.config, sliding_window, heads)
+    layer = layer_plan(stored["attention"], stored["own_windows"], index, key_of)
     if layer.kind == STATE_KIND and not getattr(module, TEACHER, False):
         raise ValueError(
             f"layer {index} was saved as a Mamba layer, and stands here as attention: load the checkpoint with "
@@ -144,6 +149,11 @@ def longctx_attention(
     if query.is_meta:
         return outline(query, key, value).transpose(1, 2), None
     places = Places.of(attention_mask, module.config)  # type: ignore[arg-type]
+    if isinstance(layer.pattern, Heads) and len(layer.pattern.entries) != key.shape[1]:
+        raise ValueError(
+            f"layer {index} has {key.shape[1]} heads of keys where its config speaks of {heads}, so which pattern "
+            f"belongs to which is not known: give one for all heads in place of {layer.given}"
+        )
     dropping, slots = _dropping(key, module.config, layer)
     positions = places.table if dropping is None else dropping.positions(places, slots)
     live = positions.shape[-1]
@@ -240,25 +250,24 @@ def arguments(stored: dict[str, Any]) -> dict[str, Any]:
     return {name: stored[name] for name in ("attention", "rope", "mamba", "backend", "own_windows")}
 
 
-def shape_key(config: Any, window: int | None) -> tuple[int, tuple[str, ...], int, int | None, tuple[int, ...]]:
+def shape_key(
+    config: Any, window: int | None, heads: int
+) -> tuple[int, tuple[str, ...], int, int | None, tuple[int, ...]]:
     """What `layer_plan` needs of a config, hashable.
 
-    Returns:
-        The number of layers, their types where the config names them, key-value heads, the layer's own window, and
-        which are Mamba layers.
+    Args:
+        config: the decoder's.
+        window: the layer's own.
+        heads: its key-value heads.
 
-    Raises:
-        ValueError: a model without attention layers.
+    Returns:
+        The number of layers, their types where the config names them, the heads, the window, and which are Mamba
+        layers.
     """
     from hf_longctx.hf.mixers import mamba_layers
 
     kinds = tuple(getattr(config, "layer_types", None) or ())
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
-    if not heads:
-        raise ValueError(
-            f"{type(config).__name__} has no num_attention_heads: hf_longctx is for models with attention layers"
-        )
-    return int(config.num_hidden_layers), kinds, int(heads), window, mamba_layers(config)
+    return int(config.num_hidden_layers), kinds, heads, window, mamba_layers(config)
 
 
 def layer_plan(
@@ -279,9 +288,9 @@ def _layer_plan(
     key: tuple[int, tuple[str, ...], int, int | None, tuple[int, ...]],
     classes: tuple[type[Pattern], ...],
 ) -> LayerPlan:
-    layers, kinds, kv_heads, window, mamba = key
+    layers, kinds, heads, window, mamba = key
     windows = (window,) * layers
-    shape = ModelShape(kinds_of(kinds, windows, mamba), windows, kv_heads)
+    shape = ModelShape(kinds_of(kinds, windows, mamba), windows, heads)
     pattern: Pattern | Layers | None = parse(attention) if attention else None
     return resolve(pattern, shape, own_windows)[index]
 
@@ -289,9 +298,10 @@ def _layer_plan(
 def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
     name = type(module).__name__
     if dropout:
+        field = next((f for f in ("attention_dropout", "attn_pdrop") if hasattr(module.config, f)), "its dropout")
         raise ValueError(
             f"{name}: attention dropout is {dropout}, which patched attention does not apply: "
-            "load the model with attention_dropout=0.0"
+            f"load the model with {field}=0.0"
         )
     for term in _UNSUPPORTED:
         if kwargs.get(term) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_longctx.hf.layer_sizes import stored_numbers
 from hf_longctx.mamba.mixer import Form
 from hf_longctx.plan import LayerPlan
 
@@ -12,22 +13,19 @@ STATE_ITEMSIZE = 4
 
 
 def token_bytes(config: Any, itemsize: int, module: Any = None) -> int:
-    """Bytes of keys and values that one token adds to the cache of one layer: 2 x key-value heads x head size.
+    """Bytes that one token adds to the cache of one layer: mostly 2 x key-value heads x head size numbers.
 
     Args:
         config: a model's configuration.
         itemsize: bytes of a number, 2 for bfloat16.
-        module: the layer's attention module, which knows its head size best; None reads the config alone.
+        module: the layer's attention module, which knows its sizes best; None reads the config alone.
 
     >>> from transformers import LlamaConfig
     >>> shape = dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32)
     >>> 32 * token_bytes(LlamaConfig(**shape), 2) == 128 * 1024  # Llama 3 8B: 128 KiB a token
     True
     """
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
-    size = size or getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * heads * int(size) * itemsize
+    return stored_numbers(config, module) * itemsize
 
 
 def state_bytes(form: Form, itemsize: int) -> int:

@@ -6,12 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
 from hf_longctx.hf.cache_size import crossover, layer_bytes, most_keys, state_bytes, token_bytes
-from hf_longctx.hf.layers import attention_modules, plan_layers
+from hf_longctx.hf.layer_sizes import layer_config
+from hf_longctx.hf.layers import attention_modules, device_of, plan_layers
 from hf_longctx.hf.mixers import UNHEALED, CachedMixer, mixers
 from hf_longctx.hf.undo import STEPS
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
@@ -220,9 +219,7 @@ def describe(model: Any) -> Description:
     except ValueError:
         rope = None
     scaling = (stored or {}).get("rope") or (str(rope.current) if rope and rope.current else "none")
-    # A model without memory is described as it would run here.
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(here) if model.device.type == "meta" else model.device
+    device = device_of(model)
     claimed = getattr(config, "max_position_embeddings", None)
     layers = []
     for depth, plan in enumerate(plans, start=1):
@@ -248,7 +245,7 @@ def describe(model: Any) -> Description:
                 share=visible_share(plan.pattern, claimed) if claimed else None,
                 reach=_finite(plan.pattern.reach(1)),
                 reach_so_far=so_far,
-                kv_bytes=token_bytes(config, model.dtype.itemsize, modules.get(plan.index))
+                kv_bytes=token_bytes(layer_config(config, plan.index), model.dtype.itemsize, modules.get(plan.index))
                 if plan.kind in ATTENTION_KINDS
                 else 0,
                 state_bytes=0,

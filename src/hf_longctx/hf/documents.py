@@ -9,7 +9,8 @@ from torch import Tensor
 def documents(valid: Tensor, position_ids: Tensor | None) -> Tensor | None:
     """Number each token's document. A new one begins where position ids restart among the real tokens.
 
-    A jump forward is no restart: position skipping trains on those.
+    They do where an id is lower than the one before, or again 0. A jump forward is no restart: position skipping
+    trains on those.
 
     Args:
         valid: (B or 1, L) bool, False for padding.
@@ -20,6 +21,7 @@ def documents(valid: Tensor, position_ids: Tensor | None) -> Tensor | None:
 
     >>> documents(torch.ones(1, 5, dtype=torch.bool), torch.tensor([[0, 1, 2, 0, 1]]))
     tensor([[0, 0, 0, 1, 1]])
+    >>> documents(torch.ones(1, 5, dtype=torch.bool), torch.tensor([[0, 1, 1, 2, 2]]))
     """
     if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] != valid.shape[1]:
         return None
@@ -28,5 +30,6 @@ def documents(valid: Tensor, position_ids: Tensor | None) -> Tensor | None:
     slots = torch.arange(length, device=valid.device)
     last = torch.where(valid, slots, -1).cummax(-1).values
     before = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)
-    restart = valid & (before >= 0) & (ids <= ids.gather(1, before.clamp(min=0)))
+    previous = ids.gather(1, before.clamp(min=0))
+    restart = valid & (before >= 0) & ((ids < previous) | ((ids == previous) & (ids == 0)))
     return restart.cumsum(-1) if bool(restart.any()) else None

@@ -13,6 +13,7 @@ from hf_longctx.hf.attention import stored_plan
 from hf_longctx.hf.cache_argument import cache_among
 from hf_longctx.hf.places import begin
 from hf_longctx.hf.tokens import tokens_of
+from hf_longctx.patterns import Layers, parse
 
 
 @eager
@@ -54,12 +55,20 @@ def prepare_cache_for_generation(
     """The cache that `generate` makes, with layers that fit the plan before assisted decoding asks them to record.
 
     Raises:
-        ValueError: a model with Mamba layers as the assistant, whose tokens are to be taken back.
+        ValueError: a model with Mamba layers as the assistant, whose tokens are to be taken back; one whose layers
+            have plans of their own as its own assistant.
     """
     if generation_config.is_assistant and self.config.longctx["mamba"]:
         raise ValueError(
             f"{type(self).__name__} has Mamba layers, which cannot take tokens back, so it cannot assist: give "
             "another assistant_model, or none"
+        )
+    if getattr(generation_config, "assistant_early_exit", None) and (
+        self.config.longctx["mamba"] or isinstance(parse(self.config.longctx["attention"] or "full"), Layers)
+    ):
+        raise ValueError(
+            "assistant_early_exit runs the first layers of the model alone, and its plan is by layer: give an "
+            "assistant_model of its own, or none"
         )
     result = type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
     cache = cache_among(model_kwargs)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection
 from typing import Any
 
+import torch
+
 from hf_longctx.hf.attention import shape_key
+from hf_longctx.hf.layer_sizes import kv_heads, layer_config
+from hf_longctx.hf.windows import own_window
 from hf_longctx.patterns import Layers, Pattern
 from hf_longctx.plan import LayerPlan, ModelShape, kinds_of, resolve
 
@@ -23,10 +26,13 @@ def plan_layers(
         mamba: layers that are to be Mamba layers; None reads the plan that the model carries.
     """
     modules = attention_modules(model)
-    layers, kinds, kv_heads, _, carried = shape_key(model.config, None)
+    every = range(int(model.config.num_hidden_layers))
+    heads = tuple(kv_heads(layer_config(model.config, i), modules.get(i)) for i in every)
+    _, kinds, _, _, carried = shape_key(model.config, None, 1)
     mamba = carried if mamba is None else mamba
-    windows = tuple(own_window(modules[i]) if i in modules and i not in mamba else None for i in range(layers))
-    return resolve(attention, ModelShape(kinds_of(kinds, windows, mamba), windows, kv_heads), own_windows)
+    windows = tuple(own_window(modules[i]) if i in modules and i not in mamba else None for i in every)
+    shape = ModelShape(kinds_of(kinds, windows, mamba), windows, max(heads), heads)
+    return resolve(attention, shape, own_windows)
 
 
 def attention_modules(model: Any) -> dict[int, Any]:
@@ -38,15 +44,8 @@ def attention_modules(model: Any) -> dict[int, Any]:
     }
 
 
-def own_window(module: Any) -> int | None:
-    """The window that an attention module passes to its attention function, or None.
-
-    Its class must really pass one: some configs carry `sliding_window` although their model never reads it.
-    """
-    code = inspect.unwrap(type(module).forward).__code__
-    constants = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
-    if "sliding_window" not in constants and "sliding_window" not in code.co_names:
-        return None
-    if hasattr(module, "sliding_window"):
-        return module.sliding_window
-    return getattr(module.config, "sliding_window", None)
+def device_of(model: Any) -> torch.device:
+    """Where a model computes; one without memory as it would here."""
+    if model.device.type != "meta":
+        return model.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

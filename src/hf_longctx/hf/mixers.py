@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from hf_longctx.compiling import eager
 from hf_longctx.hf.attention import TEACHER
 from hf_longctx.hf.cache_argument import cache_among
-from hf_longctx.hf.layers import attention_modules, own_window
+from hf_longctx.hf.layers import attention_modules
 from hf_longctx.hf.tokens import Tokens
 from hf_longctx.hf.undo import STEPS, Swap, Undo
+from hf_longctx.hf.windows import own_window
 from hf_longctx.mamba.convert import convert
 from hf_longctx.mamba.mamba2 import Mamba2, parse
 from hf_longctx.mamba.mixer import Form, Mamba2Mixer

@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_longctx.hf import hooks, mixers, rotary
 from hf_longctx.hf.attention import NAME, PLAN_VERSION, stored_plan
-from hf_longctx.hf.layers import attention_modules, plan_layers
+from hf_longctx.hf.layers import attention_modules, device_of, plan_layers
 from hf_longctx.hf.round_trip import check_pattern, check_rope
 from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Swap, Undo
 from hf_longctx.mamba.mamba2 import Mamba2
@@ -323,8 +323,11 @@ def _check_attention(
                 f"layer {layer.index} of {name} reads the keys of layer {source.index}, whose cache drops some under "
                 f"{source.pattern}, but it computes {layer.pattern}: give both the same pattern"
             )
-        size = getattr(module, "head_dim", None)
-        check_backend(layer.pattern, backend, device=model.device, dtype=model.dtype, head_dim=size, value_dim=size)
+        size = getattr(module, "head_dim", None) or getattr(module, "qk_head_dim", None)  # the latter DeepSeek's
+        check_backend(
+            layer.pattern, backend, device=device_of(model), dtype=model.dtype, head_dim=size,
+            value_dim=getattr(module, "v_head_dim", size),
+        )  # fmt: skip
 
 
 def _sources(plans: Sequence[LayerPlan], modules: Mapping[int, Any]) -> dict[int, LayerPlan]:

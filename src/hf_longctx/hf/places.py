@@ -61,6 +61,7 @@ class Places(Remembers):
         version = None if mask.is_inference() else mask._version
         known = _KNOWN.get(mask)
         if known is None or known[0] != version:  # made before the forward, or moved to another device
+            _check_positions(mask)
             known = _KNOWN[mask] = (version, cls(mask[:, 0, 0, :].clone(), ids=_begun(config).ids()))
         return known[1]
 
@@ -128,6 +129,17 @@ class Places(Remembers):
         first, lowest = (at.masked_fill(at < 0, beyond).amin(-1) for at in (table, table[:, -queries:]))
         needed = torch.zeros_like(lowest) if window is None else (lowest - window + 1).clamp_min(0)
         return bool(((lowest < beyond) & (first > needed)).any())
+
+
+def _check_positions(mask: Tensor) -> None:
+    """Raise unless a mask (B or 1, 1, 1, seen) counts the real tokens of each row, as `made_for` is given it."""
+    real = mask >= 0
+    first = mask.masked_fill(~real, torch.iinfo(mask.dtype).max).amin(-1, keepdim=True)
+    if not bool((torch.where(real, first + real.cumsum(-1) - 1, -1) == mask).all()):
+        raise ValueError(
+            f"attention_mask is a {mask.dtype} mask of shape {tuple(mask.shape)}: patched attention builds its own, "
+            "so pass a 2-D attention_mask (1 for real tokens) or none, not a 4-D one"
+        )
 
 
 def made_for(mask: Tensor, config: Any, host: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_longctx.hf.layer_sizes import layer_config
 from hf_longctx.hf.undo import Attributes, Buffers, Undo
 from hf_longctx.rope import NoScaling, Scaling, from_parameters, parse
 
@@ -82,7 +83,9 @@ def geometry(config: Any) -> RopeGeometry:
         ValueError: no RoPE, or a rope type that is not a scaling of plain RoPE.
     """
     parameters, layer_type = parameters_of(config)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kinds = list(getattr(config, "layer_types", None) or ())
+    one = layer_config(config, kinds.index(layer_type) if layer_type in kinds else 0)
+    head = getattr(one, "head_dim", None) or one.hidden_size // one.num_attention_heads
     maximum = int(config.max_position_embeddings)
     current = from_parameters(parameters, max_positions=maximum)
     original = parameters.get("original_max_position_embeddings")

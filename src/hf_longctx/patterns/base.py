@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Every registered pattern class by its text name. Looped over by the command line, the gallery and the tests.
 REGISTRY: dict[str, type[Pattern]] = {}
 
+#: What a pattern may say besides its rule, all of which follows from it.
+_FOLLOWS = {"rows", "pieces", "earliest", "period", "count", "reach", "keeps", "within"}
 #: Rows handled at once when counting, so that memory stays flat in the length.
 _ROWS_AT_ONCE = 1 << 16
 #: The largest size: products of two positions still fit int64.
@@ -38,6 +40,7 @@ class Pattern:
     """A rule for visible keys. Subclass it as a frozen dataclass and define `allows`.
 
     Dataclasses compare by their fields; a plain subclass is equal to itself only, because nobody knows what it holds.
+    A class that redefines a pattern's `allows` starts from the defaults, since what its parent knew need not hold.
 
     Positions are logical: a token's index among the real tokens of its own document, so that padding and packing
     never shift a pattern. Causality (k <= q) is implied everywhere and is not the pattern's business.
@@ -67,8 +70,12 @@ class Pattern:
     def __init_subclass__(cls, *, name: str | None = "", **kwargs: Any) -> None:
         """Register the class under `name` (its own name in snake case if left out; not at all if None)."""
         super().__init_subclass__(**kwargs)
-        if "allows" in vars(cls) and "by_head" not in vars(cls):
-            cls.by_head = reads_head(cls.allows)
+        if "allows" in vars(cls):
+            if "by_head" not in vars(cls):
+                cls.by_head = reads_head(cls.allows)
+            # What a parent says follows from the parent's rule, and this is another one.
+            for name in _FOLLOWS - vars(cls).keys():
+                setattr(cls, name, vars(Pattern)[name])
         cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower() if name == "" else name
         if cls.name is None:
             return
@@ -143,7 +150,8 @@ class Pattern:
     def reach(self, layers: int = 1) -> float:
         """The largest distance that information travels through `layers` layers, in tokens.
 
-        Infinite where unbounded. Sinks are left out: what they carry does not depend on distance.
+        Infinite where unbounded. Sinks are left out: what they carry does not depend on distance. Where a pattern has
+        holes that no other layer fills, such as dilated segments in a union, it is an upper bound.
 
         >>> from hf_longctx.patterns import SlidingWindow, Global
         >>> (SlidingWindow(1024) | Global(4)).reach(30)
@@ -202,6 +210,9 @@ def reach_through(patterns: Sequence[Pattern]) -> float:
     """
     if not patterns:
         return 0
+    first = patterns[0]
+    if type(first).reach is not Pattern.reach and all(one == first for one in patterns[1:]):
+        return first.reach(len(patterns))
     period = math.lcm(*(p.period for p in patterns))
     if period > _LONGEST_PERIOD:
         return sum(reach_through([p]) for p in patterns)

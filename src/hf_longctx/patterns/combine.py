@@ -30,7 +30,7 @@ class Union(Pattern, name=None):
             if not isinstance(pattern, Pattern):
                 raise TypeError(f"{pattern!r} is not a pattern: join patterns such as SlidingWindow(1024) | Global(4)")
             for member in pattern.members if isinstance(pattern, Union) else (pattern,):
-                flat += [] if member in flat else [member]
+                flat += [] if any(equal(member, one) for one in flat) else [member]
         return flat[0] if len(flat) == 1 else cls(tuple(flat))
 
     @property
@@ -119,6 +119,16 @@ class Heads(Pattern, name=None):
             )
         share = kv_heads // len(self.entries)
         return tuple(e for e in self.entries for _ in range(share))
+
+    def runs(self, kv_heads: int) -> list[tuple[Pattern, range]]:
+        """The patterns of `kv_heads` heads, each with the run of heads that it is for."""
+        found: list[tuple[Pattern, range]] = []
+        for head, one in enumerate(self.spread(kv_heads)):
+            if found and equal(found[-1][0], one):
+                found[-1] = (found[-1][0], range(found[-1][1].start, head + 1))
+            else:
+                found.append((one, range(head, head + 1)))
+        return found
 
     def _entry(self, head: int) -> Pattern:
         if not 0 <= head < len(self.entries):
@@ -223,6 +233,14 @@ class Windowed(Pattern, name=None):
 
     def __str__(self) -> str:
         return f"{self.inner}&window:{self.window}"
+
+
+def equal(a: Pattern, b: Pattern) -> bool:
+    """Whether two patterns are equal; those that cannot say, as they hold tensors, are different."""
+    try:
+        return a is b or bool(a == b)
+    except (RuntimeError, ValueError):  # what tensors and arrays of several elements raise
+        return False
 
 
 def _lowest(patterns: tuple[Pattern, ...], q: Tensor) -> Tensor | None:

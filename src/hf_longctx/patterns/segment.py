@@ -58,6 +58,10 @@ class Segment(Pattern, name="segment"):
         """The segment's start: at most `dilation` - 1 tokens before the first visible key."""
         return q // self.size * self.size
 
+    def reach(self, layers: int = 1) -> float:
+        """From a segment's end to the first token of the same residue class, through however many layers."""
+        return (self.size - 1) // self.dilation * self.dilation if layers else 0
+
     @property
     def period(self) -> int:
         """A segment."""

@@ -100,12 +100,22 @@ def _single(text: str, whole_text: str) -> Pattern:
     return _build(cls, body)
 
 
+def load_others(name: str | None = None) -> None:
+    """Import the patterns that other packages offer as entry points of the group `hf_longctx.patterns`.
+
+    They are loaded when a name is not ours, or all are listed, so that importing stays cheap.
+
+    Args:
+        name: the only one to import.
+    """
+    for entry in entry_points(group=ENTRY_POINTS):
+        if name in (None, entry.name):
+            entry.load()
+
+
 def _lookup(name: str, text: str) -> type[Pattern]:
     if name not in REGISTRY:
-        # Other packages' patterns are loaded only when a name is not ours, so that importing stays cheap.
-        for entry in entry_points(group=ENTRY_POINTS):
-            if entry.name == name:
-                entry.load()
+        load_others(name)
     if name not in REGISTRY:
         known = [*names(), *PRESETS, "heads(...)"]
         near = difflib.get_close_matches(name, known, n=1)

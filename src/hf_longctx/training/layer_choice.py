@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from hf_longctx.hf.cache_size import layer_bytes, most_keys, state_bytes, token_bytes
-from hf_longctx.hf.layers import attention_modules, own_window, plan_layers
+from hf_longctx.hf.layers import attention_modules, plan_layers
 from hf_longctx.hf.mixers import form_of, swap
 from hf_longctx.hf.patching import is_patched
 from hf_longctx.hf.undo import Attributes
+from hf_longctx.hf.windows import own_window
 from hf_longctx.mamba.mamba2 import Mamba2
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns.layers import ATTENTION_KINDS, select
