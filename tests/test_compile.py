@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from transformers import CompileConfig
 
 import hf_longctx as lc
 from families import build, tokens
@@ -95,3 +96,14 @@ def test_the_default_compiler_with_a_cache(model):
             torch.testing.assert_close(out.logits, expected[:, start:stop], atol=1e-4, rtol=1e-4)
     assert isinstance(cache.layers[0], EvictingLayer)
     assert cache.layers[0].keys.shape[2] <= 8
+
+
+@torch.no_grad()
+def test_generate_compiles_by_itself_with_a_static_cache(model):
+    """On CUDA transformers does so unasked; the same path is asked for here."""
+    ids, how = tokens(2, LENGTH), {"max_new_tokens": 8, "do_sample": False, "cache_implementation": "static"}
+    expected = model.generate(ids, **how, disable_compile=True)
+    config = CompileConfig(backend="eager", mode="default")
+    config._compile_all_devices = True
+    assert torch.equal(model.generate(ids, **how, compile_config=config), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]

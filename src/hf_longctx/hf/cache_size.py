@@ -83,7 +83,7 @@ def layer_bytes(tokens: int, per_token: int, most: int | None, *, evicting: bool
     """
     from hf_longctx.hf.eviction import SLOT_BYTES, columns
 
-    if most is None:
+    if most is None or not per_token:  # a layer that reads the keys of another stores none
         return per_token * tokens
     if not evicting:
         return per_token * min(tokens, most)

@@ -103,7 +103,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = Path(name)
-    if (folder / "config.json").is_file() and not any(folder.glob(kind) for kind in _TOKENIZER_FILES):
+    if (folder / "config.json").is_file() and not any(file for kind in _TOKENIZER_FILES for file in folder.glob(kind)):
         raise ValueError(
             f"model {name!r} was saved without its tokenizer: save that there too, tokenizer.save_pretrained({name!r})"
         )

@@ -74,8 +74,8 @@ class Pattern:
             if "by_head" not in vars(cls):
                 cls.by_head = reads_head(cls.allows)
             # What a parent says follows from the parent's rule, and this is another one.
-            for name in _FOLLOWS - vars(cls).keys():
-                setattr(cls, name, vars(Pattern)[name])
+            for follows in _FOLLOWS - vars(cls).keys():
+                setattr(cls, follows, vars(Pattern)[follows])
         cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower() if name == "" else name
         if cls.name is None:
             return
