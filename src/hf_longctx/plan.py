@@ -92,31 +92,44 @@ def resolve(attention: Pattern | Layers | None, shape: ModelShape, own_windows: 
     >>> [str(p.pattern) for p in resolve(SlidingWindow(16), shape)]
     ['window:16', 'window:8']
     """
+    given = _given(attention, shape, own_windows)
+    return [_one(index, given[index], shape, own_windows) for index in range(len(given))]
+
+
+def resolve_one(
+    index: int, attention: Pattern | Layers | None, shape: ModelShape, own_windows: str = "intersect"
+) -> LayerPlan:
+    """The plan of one layer: of the windows and heads in `shape` only its own count. As `resolve` otherwise."""
+    return _one(index, _given(attention, shape, own_windows)[index], shape, own_windows)
+
+
+def _given(attention: Pattern | Layers | None, shape: ModelShape, own_windows: str) -> Sequence[Pattern | None]:
+    """The pattern that each layer is given."""
     check_own_windows(own_windows)
-    count = len(shape.kinds)
     if attention is None:
-        given: Sequence[Pattern | None] = [None] * count
-    elif isinstance(attention, Layers):
-        given = attention.resolve(count, shape.kinds)
-    else:
-        given = [attention if kind in ATTENTION_KINDS else None for kind in shape.kinds]
-        if not any(given):
-            raise ValueError(
-                f"attention={str(attention)!r} matches no layer: none of {count} is of types "
-                f"{', '.join(ATTENTION_KINDS)}"
-            )
-    plans = []
-    for index, (kind, own, pattern) in enumerate(zip(shape.kinds, shape.windows, given)):
-        if pattern is not None and kind not in ATTENTION_KINDS:
-            raise ValueError(
-                f"layer {index} is of type {kind!r}, which no attention pattern can replace: name only layers of "
-                f"types {', '.join(ATTENTION_KINDS)}, or give the rest a pattern with '*', which passes over others"
-            )
-        replaced = own is not None and pattern is not None and own_windows == "replace"
-        computed = pattern or Full()
-        if isinstance(computed, Heads):
-            computed = Heads(computed.spread(shape.heads(index)))
-        if own is not None and not replaced:
-            computed = computed.within(own)
-        plans.append(LayerPlan(index, kind, pattern, own, replaced, computed))
-    return plans
+        return [None] * len(shape.kinds)
+    if isinstance(attention, Layers):
+        return attention.resolve(len(shape.kinds), shape.kinds)
+    given = [attention if kind in ATTENTION_KINDS else None for kind in shape.kinds]
+    if not any(given):
+        raise ValueError(
+            f"attention={str(attention)!r} matches no layer: none of {len(given)} is of types "
+            f"{', '.join(ATTENTION_KINDS)}"
+        )
+    return given
+
+
+def _one(index: int, pattern: Pattern | None, shape: ModelShape, own_windows: str) -> LayerPlan:
+    kind, own = shape.kinds[index], shape.windows[index]
+    if pattern is not None and kind not in ATTENTION_KINDS:
+        raise ValueError(
+            f"layer {index} is of type {kind!r}, which no attention pattern can replace: name only layers of "
+            f"types {', '.join(ATTENTION_KINDS)}, or give the rest a pattern with '*', which passes over others"
+        )
+    replaced = own is not None and pattern is not None and own_windows == "replace"
+    computed = pattern or Full()
+    if isinstance(computed, Heads):
+        computed = Heads(computed.spread(shape.heads(index)))
+    if own is not None and not replaced:
+        computed = computed.within(own)
+    return LayerPlan(index, kind, pattern, own, replaced, computed)

@@ -151,8 +151,8 @@ def _checked(
         outs = []
         for one, run in pattern.runs(key.shape[1]):
             q, own = query[:, run.start * group : run.stop * group], slice(run.start, run.stop)
-            how = {"scale": scale, "backend": backend, "layer": layer, "head": run.start}
-            outs.append(_attend(q, key[:, own], value[:, own], one, layout, **how))
+            k, v, head = key[:, own], value[:, own], run.start
+            outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 

@@ -20,7 +20,7 @@ from hf_longctx.hf.round_trip import same
 from hf_longctx.hf.windows import own_window
 from hf_longctx.patterns import Heads, Layers, Pattern, parse
 from hf_longctx.patterns.base import registered
-from hf_longctx.plan import STATE_KIND, LayerPlan, ModelShape, kinds_of, resolve
+from hf_longctx.plan import STATE_KIND, LayerPlan, ModelShape, kinds_of, resolve_one
 
 #: Must contain none of the names that transformers treats specially (flash, sdpa, flex_attention).
 NAME = "longctx"
@@ -292,7 +292,7 @@ def _layer_plan(
     windows = (window,) * layers
     shape = ModelShape(kinds_of(kinds, windows, mamba), windows, heads)
     pattern: Pattern | Layers | None = parse(attention) if attention else None
-    return resolve(pattern, shape, own_windows)[index]
+    return resolve_one(index, pattern, shape, own_windows)
 
 
 def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Hashable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 #: What a modeling file imports that masks by a window.
 _MASKS = "create_sliding_window_causal_mask"
@@ -20,7 +21,7 @@ def own_window(module: Any) -> int | None:
     types, these decide. A config may carry `sliding_window` although its model never reads it (Llama): then there is
     none.
     """
-    if not _reads(type(module)):
+    if not _reads(cast("Hashable", type(module))):
         return None
     config = module.config
     kinds = getattr(config, "layer_types", None)
@@ -31,9 +32,9 @@ def own_window(module: Any) -> int | None:
 
 
 @cache
-def _reads(kind: type) -> bool:
+def _reads(kind: Any) -> bool:
     """Whether a class passes a window to its attention function, or its model masks by one."""
-    code = inspect.unwrap(kind.forward).__code__  # type: ignore[attr-defined]
+    code = inspect.unwrap(kind.forward).__code__
     constants = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
     if "sliding_window" in constants or "sliding_window" in code.co_names:
         return True
