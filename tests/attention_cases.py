@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from hf_longctx.patterns import (
     Block,
@@ -170,24 +170,36 @@ def seen(pattern: Pattern, batch: int, rows: int, keys: int, where: dict[str, Te
     return mask
 
 
-def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Textbook attention in the tensors' own dtype under a mask (B, 1 or Hkv, rows, keys); 0 for a row with no key."""
     group = query.shape[1] // key.shape[1]
     mask = mask.repeat_interleave(group, dim=1) if mask.shape[1] > 1 else mask
     k, v = (x.repeat_interleave(group, dim=1) for x in (key, value))
     scores = (query @ k.transpose(-1, -2)) * query.shape[-1] ** -0.5
     blind = ~mask.any(-1, keepdim=True)
-    weights = scores.masked_fill(~(mask | blind), float("-inf")).softmax(-1)
+    scores = scores.masked_fill(~(mask | blind), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, _column(sinks, scores)], -1)
+    weights = scores.softmax(-1)[..., : key.shape[2]]
     return weights.masked_fill(blind, 0) @ v
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The same by torch's own fused attention, whose backward starts from the rounded output."""
+def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """The same by torch's own fused attention, whose backward starts from the rounded output; no gradient of sinks."""
     group = query.shape[1] // key.shape[1]
     mask = mask.repeat_interleave(group, dim=1) if mask.shape[1] > 1 else mask
     k, v = (x.repeat_interleave(group, dim=1) for x in (key, value))
     blind = ~mask.any(-1, keepdim=True)
+    if sinks is not None:  # one more key of zeros, whose score is in the mask
+        bias = torch.where(mask | blind, 0.0, float("-inf")).to(query.dtype).expand(*query.shape[:3], -1)
+        bias, k, v = torch.cat([bias, _column(sinks.detach(), bias)], -1), pad(k, (0, 0, 0, 1)), pad(v, (0, 0, 0, 1))
+        return scaled_dot_product_attention(query, k, v, attn_mask=bias).masked_fill(blind, 0)
     return scaled_dot_product_attention(query, k, v, attn_mask=mask | blind).masked_fill(blind, 0)
+
+
+def _column(sinks: Tensor, scores: Tensor) -> Tensor:
+    """Sinks (Hq,) as one more column of scores (B, Hq, rows, keys)."""
+    return sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
 
 
 def gradients(out: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

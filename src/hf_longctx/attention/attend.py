@@ -16,7 +16,7 @@ from hf_longctx.attention import backends, decode, flash
 from hf_longctx.attention.backends import ATTEND, check_backend_name
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Recent, base_of, same
-from hf_longctx.attention.request import Request, one_pattern
+from hf_longctx.attention.request import Request, one_pattern, tracked
 from hf_longctx.compiling import eager
 from hf_longctx.patterns import Heads, Pattern
 
@@ -40,6 +40,7 @@ def attend(
     segments: Tensor | None = None,
     layer: int = 0,
     positions: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention in which each token sees the keys that a pattern allows. Differentiable.
 
@@ -60,6 +61,9 @@ def attend(
         layer: index of the layer, for patterns that depend on it.
         positions: (B or 1, Lk) integer logical positions, negative for padding, in place of `valid`: for caches from
             which keys have been dropped.
+        sinks: (Hq,) of any floating dtype, learned sinks as in gpt-oss (arXiv 2508.10925): for each query head the
+            score, not scaled, of one more key whose value is 0. Zeros give the softmax off by one; the first tokens
+            can play that role without training (`global:4`, arXiv 2309.17453). -inf is no sink.
 
     What follows from `valid`, `segments` and `positions` is remembered with the tensors until torch says that they
     have been written to; whoever writes past torch (through `.numpy()` or `.data`) must pass a new tensor.
@@ -78,28 +82,33 @@ def attend(
     >>> out = attend(q, k, v, SlidingWindow(2) | Global(1))
     >>> out.shape, torch.allclose(out, attend(q, k, v, "window:2+global:1", backend="reference"), atol=1e-6)
     (torch.Size([1, 4, 6, 8]), True)
+    >>> out = attend(0 * q, k, torch.ones_like(v), "full", sinks=torch.zeros(4))  # the keys seen and the sink, alike
+    >>> out[0, 0, :3, 0]
+    tensor([0.5000, 0.6667, 0.7500])
     """
     pattern = one_pattern(pattern)
     check_backend_name(backend)
     query, key, value = _lowered(query, key, value)
     _check(query, key, value)
     _check_where(query, key, valid, segments, positions)
+    _check_sinks(query, sinks)
     if not isinstance(layer, int) or layer < 0:
         raise ValueError(f"layer is {layer!r}: it must be the index of a layer, from 0 on")
     if query.is_meta:
-        return outline(query, key, value)
+        return outline(query, key, value, sinks)
     layout = _layout(query.shape[2], key.shape[2], valid=valid, segments=segments, positions=positions)
-    return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
+    return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, sinks=sinks)
 
 
-def outline(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def outline(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
     """The result on the meta device, where there are shapes, dtypes and gradients of these, but no values.
 
     >>> query, key = torch.empty(1, 4, 3, 8, device="meta"), torch.empty(1, 2, 6, 8, device="meta")
     >>> attend(query, key, key[..., :5], "window:2").shape
     torch.Size([1, 4, 3, 5])
     """
-    return scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    out = scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    return out if sinks is None else out * sinks.to(out.dtype)[:, None, None]
 
 
 def attend_within(
@@ -112,17 +121,19 @@ def attend_within(
     scale: float | None = None,
     backend: str = "auto",
     layer: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`attend` where a caller keeps the layout himself, so that all his layers share it, and what hangs on it."""
     query, key, value = _lowered(query, key, value)
     _check(query, key, value)
+    _check_sinks(query, sinks)
     check_backend_name(backend)
     if (layout.queries, layout.keys) != (query.shape[2], key.shape[2]) or layout.batch not in (1, len(query)):
         raise ValueError(
             f"layout is for {layout.queries} queries, {layout.keys} keys and a batch of {layout.batch}, but query has "
             f"shape {tuple(query.shape)} and key {tuple(key.shape)}: make one for these"
         )
-    return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer)
+    return _checked(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, sinks=sinks)
 
 
 def _checked(
@@ -135,6 +146,7 @@ def _checked(
     scale: float | None,
     backend: str,
     layer: int,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Each run of heads that share a pattern by itself, of tensors that fit together and the layout."""
     scale = _scale(scale, query.shape[-1])
@@ -146,13 +158,13 @@ def _checked(
     kind = query.device.type
     with torch.autocast(kind, enabled=False) if _autocast(kind) else nullcontext():
         if not isinstance(pattern, Heads):
-            return _attend(query, key, value, pattern, layout, scale=scale, backend=backend, layer=layer, head=0)
+            return _attend(query, key, value, pattern, layout, sinks, scale=scale, backend=backend, layer=layer)
         group = query.shape[1] // key.shape[1]
         outs = []
         for one, run in pattern.runs(key.shape[1]):
-            q, own = query[:, run.start * group : run.stop * group], slice(run.start, run.stop)
-            k, v, head = key[:, own], value[:, own], run.start
-            outs.append(_attend(q, k, v, one, layout, scale=scale, backend=backend, layer=layer, head=head))
+            rows, own = slice(run.start * group, run.stop * group), slice(run.start, run.stop)
+            q, k, v, s = query[:, rows], key[:, own], value[:, own], None if sinks is None else sinks[rows]
+            outs.append(_attend(q, k, v, one, layout, s, scale=scale, backend=backend, layer=layer, head=run.start))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
@@ -162,15 +174,16 @@ def _attend(
     value: Tensor,
     pattern: Pattern,
     layout: Layout,
+    sinks: Tensor | None,
     *,
     scale: float,
     backend: str,
     layer: int,
-    head: int,
+    head: int = 0,
 ) -> Tensor:
     """Attention of heads that share one pattern, by the backend asked for."""
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    request = Request(pattern, query.device, query.dtype, query.shape[-1], value.shape[-1], needs_grad)
+    needs_grad, sizes = tracked(query, key, value, sinks), (query.shape[-1], value.shape[-1])
+    request = Request(pattern, query.device, query.dtype, *sizes, needs_grad, sinks is not None)
     if backend != "auto":
         backends.check(backend, request)
         compute = ATTEND[backend]
@@ -184,7 +197,8 @@ def _attend(
             _announce(str(pattern), chosen, reason)
         few = layout.queries <= min(decode.FEW, layout.keys - 1)
         compute = decode.attend if few and chosen == "dense" else ATTEND[chosen]
-    return compute(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
+    extra = {} if sinks is None else {"sinks": sinks}  # not every backend takes them
+    return compute(query, key, value, pattern, layout, scale=scale, layer=layer, head=head, **extra)
 
 
 def _autocast(kind: str) -> bool:
@@ -261,6 +275,22 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
             f"query has {rows} rows, but there are only {keys} keys: "
             "queries are the last tokens of the keys, so pass all keys"
         )
+
+
+def _check_sinks(query: Tensor, sinks: Tensor | None) -> None:
+    """Raise unless `sinks` is None or holds one number for each query head."""
+    if sinks is None:
+        return
+    if not isinstance(sinks, Tensor):
+        raise TypeError(f"sinks is {type(sinks).__name__}: it must be a tensor (query heads,)")
+    if not sinks.is_floating_point() or sinks.dtype.itemsize == 1:
+        raise TypeError(f"sinks has dtype {sinks.dtype}: it must be floating point, such as torch.float32")
+    if sinks.shape != query.shape[1:2]:
+        raise ValueError(
+            f"sinks has shape {tuple(sinks.shape)}: it must be {(query.shape[1],)}, one number for each query head"
+        )
+    if sinks.device != query.device:
+        raise ValueError(f"sinks is on {sinks.device}, but query is on {query.device}: move it there")
 
 
 def _check_where(

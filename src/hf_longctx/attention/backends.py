@@ -63,11 +63,12 @@ def check_backend(
     head_dim: int | None = None,
     value_dim: int | None = None,
     needs_grad: bool = False,
+    sinks: bool = False,
 ) -> None:
     """Raise ValueError unless `backend` can compute `pattern` there; for callers that must know beforehand."""
     check_backend_name(backend)
     for one in pattern.entries if isinstance(pattern, Heads) else (pattern,):
-        check(backend, Request(one, device, dtype, head_dim, value_dim, needs_grad))
+        check(backend, Request(one, device, dtype, head_dim, value_dim, needs_grad, sinks))
 
 
 def choose(
@@ -78,6 +79,7 @@ def choose(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     needs_grad: bool = False,
+    sinks: bool = False,
 ) -> tuple[str, str]:
     """The backend that `auto` takes, and why. It depends on the arguments and on what is installed, on nothing else.
 
@@ -88,6 +90,7 @@ def choose(
         device: where the tensors are.
         dtype: their dtype.
         needs_grad: whether gradients are wanted.
+        sinks: whether there are learned sinks.
 
     >>> from hf_longctx.patterns import SlidingWindow
     >>> choose(SlidingWindow(1024), n=16384)
@@ -97,9 +100,9 @@ def choose(
     """
     pattern = one_pattern(pattern)
     each = pattern.entries if isinstance(pattern, Heads) else (pattern,)
-    chosen = dict.fromkeys(
-        next(preferred(Request(one, torch.device(device), dtype, needs_grad=needs_grad), n, rows or n)) for one in each
-    )
+    at = torch.device(device)
+    requests = (Request(one, at, dtype, needs_grad=needs_grad, sinks=sinks) for one in each)
+    chosen = dict.fromkeys(next(preferred(request, n, rows or n)) for request in requests)
     return "|".join(dict.fromkeys(name for name, _ in chosen)), "; ".join(reason for _, reason in chosen)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_longctx.attention import dense, kernels
+from hf_longctx.attention import dense, kernels, sink
 from hf_longctx.attention.dense import Sight
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.reads import in_place, reads
+from hf_longctx.attention.request import tracked
 from hf_longctx.patterns import Pattern
 
 #: Query rows up to which gathering is the better way.
@@ -30,6 +31,7 @@ def attend(
     scale: float,
     layer: int = 0,
     head: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of at most `FEW` rows. Arguments and result as in `reference.attend`.
 
@@ -47,26 +49,26 @@ def attend(
         heads=heads,
     )
     if known is None:
-        return dense.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head)
-    tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        return dense.attend(query, key, value, pattern, layout, scale=scale, layer=layer, head=head, sinks=sinks)
+    graded = tracked(query, key, value, sinks)
     if known.index is not None:
-        key, value = (_picked(x, known.index, tracked) for x in (key, value))
+        key, value = (_picked(x, known.index, graded) for x in (key, value))
     elif (
-        1 < len(known.slices) <= in_place(device) and layout.queries == 1 and not tracked and _has_kernel(query, value)
+        1 < len(known.slices) <= in_place(device) and layout.queries == 1 and not graded and _has_kernel(query, value)
     ):
-        return _merged(query, key, value, known.slices, scale)
+        return _merged(query, key, value, known.slices, scale, sinks)
     else:
         key, value = _sliced(key, known.slices), _sliced(value, known.slices)
     if key.shape[2] == 0:
         # Nothing to see. The sum keeps the result differentiable: its gradients are 0.
-        zero = 0 * (query.sum(-1, keepdim=True) * 0 + key.sum() + value.sum())
+        zero = 0 * (query.sum(-1, keepdim=True) * 0 + sum(x.sum() for x in (key, value, sinks) if x is not None))
         return zero.expand(*query.shape[:-1], value.shape[-1]).nan_to_num()
-    if known.loose and not tracked:
+    if known.loose and not graded:
         # A hidden key has no weight, but 0 * NaN is NaN: look for that afterwards, since it is rare. On the CPU alone.
-        out = dense.masked(query, key, value, Sight(known.sight.seen, known.sight.blind), scale=scale)
+        out = dense.masked(query, key, value, Sight(known.sight.seen, known.sight.blind), scale=scale, sinks=sinks)
         if bool(out.isfinite().all()):
             return out
-    return dense.masked(query, key, value, known.sight, scale=scale)
+    return dense.masked(query, key, value, known.sight, scale=scale, sinks=sinks)
 
 
 def _has_kernel(query: Tensor, value: Tensor) -> bool:
@@ -75,7 +77,9 @@ def _has_kernel(query: Tensor, value: Tensor) -> bool:
     )
 
 
-def _merged(query: Tensor, key: Tensor, value: Tensor, slices: tuple[slice, ...], scale: float) -> Tensor:
+def _merged(
+    query: Tensor, key: Tensor, value: Tensor, slices: tuple[slice, ...], scale: float, sinks: Tensor | None
+) -> Tensor:
     """One row against several slices of keys, each read where it is; the parts merge by their log-sum-exp."""
     rows = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     exact = torch.promote_types(query.dtype, torch.float32)
@@ -84,6 +88,8 @@ def _merged(query: Tensor, key: Tensor, value: Tensor, slices: tuple[slice, ...]
     for one, norm in rest:
         out = torch.lerp(out, one.to(exact), (norm - lse).sigmoid().unsqueeze(-1))
         lse = torch.logaddexp(lse, norm)
+    if sinks is not None:
+        sink.join(out, lse, sinks.unflatten(0, lse.shape[1:]))
     return out.to(query.dtype).unflatten(2, (-1, 1)).flatten(1, 2)
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from hf_longctx.attention import sink
 from hf_longctx.attention.layout import Layout
+from hf_longctx.attention.request import tracked
 from hf_longctx.patterns import Pattern
 
 #: Mask elements held at once. Longer inputs are taken a few rows at a time.
@@ -26,6 +28,7 @@ def attend(
     scale: float,
     layer: int = 0,
     head: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """PyTorch's attention under the pattern as a mask. Arguments and result as in `reference.attend`.
 
@@ -46,22 +49,23 @@ def attend(
             layer=layer,
             heads=heads,
         )
-        return masked(query, key, value, sight, scale=scale)
+        return masked(query, key, value, sight, scale=scale, sinks=sinks)
 
     ordered = layout.ordered()
     first = layout.keys - layout.queries
 
-    def part(query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+    def part(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, start: int) -> Tensor:
         stop = min(start + step, layout.queries)
         end = first + stop if ordered else layout.keys
         seen = layout.visible(pattern, (start, stop), (0, end), device=query.device, layer=layer, heads=heads)
-        return masked(query[:, :, start:stop], key[:, :, :end], value[:, :, :end], Sight.of(seen), scale=scale)
+        q, k, v = query[:, :, start:stop], key[:, :, :end], value[:, :, :end]
+        return masked(q, k, v, Sight.of(seen), scale=scale, sinks=sinks)
 
     starts = range(0, layout.queries, step)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
-        parts = [checkpoint(part, query, key, value, start, use_reentrant=False) for start in starts]
+    if tracked(query, key, value, sinks):
+        parts = [checkpoint(part, query, key, value, sinks, start, use_reentrant=False) for start in starts]
     else:
-        parts = [part(query, key, value, start) for start in starts]
+        parts = [part(query, key, value, sinks, start) for start in starts]
     return torch.cat([p for p in parts if p is not None], dim=2)
 
 
@@ -95,7 +99,9 @@ class Sight:
         return Sight(*(None if x is None else x.to(device) for x in (self.seen, self.blind, self.unread)))
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: float) -> Tensor:
+def masked(
+    query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: float, sinks: Tensor | None = None
+) -> Tensor:
     """One call under a mask.
 
     Args:
@@ -104,6 +110,7 @@ def masked(query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: fl
         value: (B, Hkv, K, Dv).
         sight: who sees what.
         scale: factor on the scores.
+        sinks: (Hq,), if there are any.
 
     Returns:
         (B, Hq, R, Dv); 0 where a row sees no key, in gradients too. Keys that are `unread` are not read.
@@ -115,12 +122,15 @@ def masked(query: Tensor, key: Tensor, value: Tensor, sight: Sight, *, scale: fl
     q = query.unflatten(1, (kv_heads, group))  # (B, Hkv, G, R, D)
     if sight.blind is not None:
         q = q.masked_fill(sight.blind[:, :, None], 0)
-    # The query heads of a group become rows of one problem, so that no key is repeated.
     seen = sight.seen
-    if seen is not None and group > 1 and seen.shape[2] > 1:
-        seen = seen[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
-    out = scaled_dot_product_attention(q.flatten(2, 3), key, value, attn_mask=seen, scale=scale)
-    out = out.unflatten(2, (group, -1))
+    if sinks is not None:
+        out = sink.attend(q, key, value, seen, sinks, scale=scale)
+    else:
+        # The query heads of a group become rows of one problem, so that no key is repeated.
+        if seen is not None and group > 1 and seen.shape[2] > 1:
+            seen = seen[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
+        out = scaled_dot_product_attention(q.flatten(2, 3), key, value, attn_mask=seen, scale=scale)
+        out = out.unflatten(2, (group, -1))
     if sight.blind is not None:
         out = out.masked_fill(sight.blind[:, :, None], 0)
     return out.flatten(1, 2)

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Recent
-from hf_longctx.attention.request import Request, spelled
+from hf_longctx.attention.request import NO_SINKS, Request, spelled
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import Strip
 from hf_longctx.patterns.pieces import disjoint
@@ -73,6 +73,8 @@ class _Packed:
 
 def cannot(request: Request) -> str | None:
     """Why the kernel cannot compute this, and what can; None if it can."""
+    if request.sinks:
+        return NO_SINKS
     if request.device.type != "cuda":
         return (
             f"it needs a CUDA device, and the tensors are on {request.device.type}; move them to one, or use 'tiled'"

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from hf_longctx.attention import decode
 from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Recent
-from hf_longctx.attention.request import Request, spelled
+from hf_longctx.attention.request import NO_SINKS, Request, spelled
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import shapes_of
 
@@ -53,6 +53,8 @@ class _Mask:
 
 def cannot(request: Request) -> str | None:
     """Why FlexAttention cannot compute this, and what can; None if it can."""
+    if request.sinks:
+        return NO_SINKS
     device = request.device.type
     if device not in ("cpu", "cuda"):
         return f"it runs on CUDA and, forward only, on the CPU, and the tensors are on {device}; use 'dense'"

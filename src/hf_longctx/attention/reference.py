@@ -22,6 +22,7 @@ def attend(
     scale: float,
     layer: int = 0,
     head: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * Q K^T + mask) V (Vaswani et al. 2017, arXiv 1706.03762, equation 1), with a key-wise mask.
 
@@ -34,6 +35,7 @@ def attend(
         scale: factor on the scores.
         layer: index of the layer.
         head: index of the first key-value head.
+        sinks: (Hq,), for each query head the score of one more key, whose value is 0.
 
     Returns:
         (B, Hq, Lq, Dv) in the query's dtype; computed in float32, or float64 for float64. Rows that see no key are 0.
@@ -43,6 +45,7 @@ def attend(
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     q = query.to(exact).unflatten(1, (kv_heads, -1))  # (B, Hkv, G, Lq, D)
     k, v = key.to(exact)[:, :, None], value.to(exact)[:, :, None]
+    column = None if sinks is None else sinks.to(exact).unflatten(0, (kv_heads, -1))[..., None, None]
     step = max(1, _SCORES // (batch * query.shape[1] * layout.keys))
     parts = []
     for start in range(0, layout.queries, step):
@@ -54,6 +57,8 @@ def attend(
         # What nobody may read is replaced before it is multiplied: 0 * NaN is NaN.
         scores = scale * q[:, :, :, start:stop].masked_fill(blind, 0) @ k.masked_fill(unseen, 0).transpose(-1, -2)
         scores = scores.masked_fill(~seen & ~blind, float("-inf"))
+        if column is not None:
+            scores = torch.cat([scores, column.expand(*scores.shape[:-1], 1)], dim=-1)
         weights = scores.softmax(-1).masked_fill(blind, 0)
-        parts.append(weights @ v.masked_fill(unseen, 0))
+        parts.append(weights[..., : layout.keys] @ v.masked_fill(unseen, 0))
     return torch.cat(parts, dim=3).flatten(1, 2).to(query.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hf_longctx.patterns import Pattern, parse
 from hf_longctx.patterns.combine import leaves
@@ -22,6 +23,7 @@ class Request:
         head_dim: head size of queries and keys, None where not known yet.
         value_dim: head size of values, None where not known yet.
         needs_grad: whether gradients are wanted.
+        sinks: whether there are learned sinks.
     """
 
     pattern: Pattern
@@ -30,11 +32,21 @@ class Request:
     head_dim: int | None = None
     value_dim: int | None = None
     needs_grad: bool = False
+    sinks: bool = False
 
     @property
     def sizes(self) -> tuple[int, int] | None:
         """Both head sizes, where they are known."""
         return None if self.head_dim is None or self.value_dim is None else (self.head_dim, self.value_dim)
+
+
+#: Why FlexAttention and the flash kernels refuse a request with `sinks`.
+NO_SINKS = "it takes no learned sinks; use 'tiled' or 'dense'"
+
+
+def tracked(*tensors: Tensor | None) -> bool:
+    """Whether gradients are wanted of any of these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def one_pattern(pattern: Pattern | str) -> Pattern:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hf_longctx.attention import kernels, views
+from hf_longctx.attention import kernels, sink, views
 from hf_longctx.attention.jobs import Job, all_jobs, real_tokens
 from hf_longctx.attention.layout import Layout
-from hf_longctx.attention.request import Request
+from hf_longctx.attention.request import Request, tracked
 from hf_longctx.compiling import eager
 from hf_longctx.patterns import Pattern
 from hf_longctx.patterns.geometry import shapes_of
@@ -100,6 +100,7 @@ def attend(
     scale: float,
     layer: int = 0,
     head: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention by tiles. Arguments and result as in `reference.attend`; ask `cannot` first.
 
@@ -111,15 +112,14 @@ def attend(
     batch = query.shape[0]
     jobs = layout.remember(("jobs", batch), lambda: all_jobs(layout, batch))
     if jobs is not None:
-        return _run(query, key, value, _Work(jobs, pieces, scale))
+        return _run(query, key, value, _Work(jobs, pieces, scale), sinks)
 
     # Padding between real tokens: run each row on its real tokens alone.
     outs = []
     each = layout.remember(("real", batch, query.device), lambda: real_tokens(layout, batch, query.device))
     for b, (real, here, own) in enumerate(each):
-        part = _run(
-            query[b : b + 1, :, here], key[b : b + 1, :, real], value[b : b + 1, :, real], _Work(own, pieces, scale)
-        )
+        q, k, v = (x[b : b + 1, :, at] for x, at in ((query, here), (key, real), (value, real)))
+        part = _run(q, k, v, _Work(own, pieces, scale), sinks)
         blank = query.new_zeros(1, query.shape[1], layout.queries, value.shape[-1])
         outs.append(blank.index_copy(2, here, part))
     return torch.cat(outs)
@@ -133,24 +133,24 @@ def pieces_of(pattern: Pattern, layer: int = 0, head: int = 0) -> tuple[Piece, .
 # ---------------------------------------------------------------------- running jobs
 
 
-def _run(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> Tensor:
+def _run(query: Tensor, key: Tensor, value: Tensor, work: _Work, sinks: Tensor | None) -> Tensor:
     size = query.shape[-1]
     if wider := kernels.fill(size, query.device):
         # Filled up once here, or else once for each problem that reads a key.
         query, key, value = (pad(x, (0, wider)) for x in (query, key, value))
-        return _run(query, key, value, work)[..., :size]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
-        return _Tiled.apply(query, key, value, work)
-    return _forward(query, key, value, work)[0]
+        return _run(query, key, value, work, sinks)[..., :size]
+    if tracked(query, key, value, sinks):
+        return _Tiled.apply(query, key, value, sinks, work)
+    return _forward(query, key, value, sinks, work)[0]
 
 
 class _Tiled(torch.autograd.Function):
     """`_forward` with `_backward` as its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work) -> Tensor:
-        out, lse = _forward(query, key, value, work)
-        ctx.save_for_backward(query, key, value, out, lse)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, work: _Work) -> Tensor:
+        out, lse = _forward(query, key, value, sinks, work)
+        ctx.save_for_backward(query, key, value, sinks, out, lse)
         ctx.work = work
         return out
 
@@ -158,19 +158,24 @@ class _Tiled(torch.autograd.Function):
     @eager
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
-        return (*_backward(grad, query, key, value, out, lse, ctx.work), None)
+        query, key, value, sinks, out, lse = ctx.saved_tensors
+        own = None
+        if ctx.needs_input_grad[3]:
+            own = sink.gradient(grad, out, lse, sinks[:, None])[:, 0]
+        return (*_backward(grad, query, key, value, out, lse, ctx.work), own, None)
 
 
-def _forward(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
+def _forward(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, work: _Work) -> tuple[Tensor, Tensor]:
     """Output (B, Hq, Lq, D), laid out as (B, Lq, Hq, D), and log-sum-exp (B, Hq, Lq), -inf for rows with no key."""
     batch, heads, rows, size = query.shape
     group = heads // key.shape[1]
     dtype = exact = torch.promote_types(query.dtype, torch.float32)
-    if query.dtype != exact and not any(
-        sum(t.rows * t.problems for _, t in _tiles(job, p)) > job.rows for job, _, p in work.each()
+    if (
+        sinks is None
+        and query.dtype != exact
+        and not any(sum(t.rows * t.problems for _, t in _tiles(job, p)) > job.rows for job, _, p in work.each())
     ):
-        dtype = query.dtype  # without merges, each of which would round once more
+        dtype = query.dtype  # without merges, each of which would round once more; a sink is one
     # Where every row has a job nothing is set to 0 beforehand: that takes as long as copying the result.
     make = query.new_empty if sum(job.rows for job in work.jobs) == batch * rows else query.new_zeros
     out = make((batch, rows, heads, size), dtype=dtype).transpose(1, 2)
@@ -198,6 +203,8 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, work: _Work) -> tuple[Te
                     _merge(into[index], norms[index], *mask.dark(one, norm[..., None], index, sizes), fresh)
         if not bool(touched.all()):
             o.masked_fill_(~touched.to(o.device), 0)
+    if sinks is not None:
+        sink.join(out, lse, sinks[:, None])
     return out.to(query.dtype), lse
 
 
