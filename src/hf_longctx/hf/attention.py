@@ -33,8 +33,9 @@ _PLAN_FIELDS = {
     "attention": str | None, "rope": str | None, "mamba": str | None, "healed": bool, "backend": str,
     "own_windows": str, "original": dict,
 }  # fmt: skip
-#: Terms that some models add to the scores; dropping them silently would yield garbage.
-_UNSUPPORTED = ("s_aux", "sinks", "softcap", "position_bias", "head_mask", "indices", "block_indices")
+#: Terms that some models add to the scores; dropping them silently would yield garbage. `sinks` are one
+#: for each token (Inkling 2); learned ones, one for each head, come as `s_aux`.
+_UNSUPPORTED = ("sinks", "softcap", "position_bias", "head_mask", "indices", "block_indices")
 
 
 def register() -> None:
@@ -110,6 +111,7 @@ def longctx_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     position_ids: Tensor | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer under the plan in its config, as transformers' attention function.
@@ -124,6 +126,7 @@ def longctx_attention(
         dropout: must be 0.
         sliding_window: the layer's own window as some families pass it; `own_window` knows those of all.
         position_ids: (B or 1, Lq); where they restart without a cache, documents are packed.
+        s_aux: (Hq,) learned sinks, from models that have them (gpt-oss).
         **kwargs: the rest of transformers' contract.
 
     Returns:
@@ -147,7 +150,7 @@ def longctx_attention(
             "hf_longctx.from_pretrained"
         )
     if query.is_meta:
-        return outline(query, key, value).transpose(1, 2), None
+        return outline(query, key, value, s_aux).transpose(1, 2), None
     places = Places.of(attention_mask, module.config)  # type: ignore[arg-type]
     if isinstance(layer.pattern, Heads) and len(layer.pattern.entries) != key.shape[1]:
         raise ValueError(
@@ -175,6 +178,7 @@ def longctx_attention(
         scale=scaling,
         backend=stored["backend"],
         layer=index,
+        sinks=s_aux,
     )
     if dropping is not None:
         dropping.settle(places)

@@ -10,7 +10,7 @@ from hf_longctx.hf import rotary
 from hf_longctx.hf.attention import NAME, stored_plan
 from hf_longctx.hf.cache_size import crossover, layer_bytes, most_keys, state_bytes, token_bytes
 from hf_longctx.hf.layer_sizes import layer_config
-from hf_longctx.hf.layers import attention_modules, device_of, plan_layers
+from hf_longctx.hf.layers import attention_modules, device_of, has_sinks, plan_layers
 from hf_longctx.hf.mixers import UNHEALED, CachedMixer, mixers
 from hf_longctx.hf.undo import STEPS
 from hf_longctx.mamba.mamba2 import parse as parse_mamba
@@ -231,7 +231,10 @@ def describe(model: Any) -> Description:
         if implementation == NAME and stored:
             backend = stored["backend"]
             if backend == "auto":
-                backend, _ = choose(plan.pattern, n=config.max_position_embeddings, device=device, dtype=model.dtype)
+                sinks = has_sinks(modules.get(plan.index))
+                backend, _ = choose(
+                    plan.pattern, n=config.max_position_embeddings, device=device, dtype=model.dtype, sinks=sinks
+                )
         layers.append(
             LayerDescription(
                 index=plan.index,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,3 +49,23 @@ def device_of(model: Any) -> torch.device:
     if model.device.type != "meta":
         return model.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_sinks(module: Any) -> bool:
+    """Whether an attention module has learned sinks, one for each head, as gpt-oss does."""
+    return getattr(module, "sinks", None) is not None
+
+
+def key_sources(plans: Sequence[LayerPlan], modules: Mapping[int, Any]) -> dict[int, LayerPlan]:
+    """Of each layer the one whose keys and values it reads: its own, or those of the last of its kind that has some.
+
+    Gemma 3n and 4 have layers without any of their own.
+    """
+    last: dict[str, LayerPlan] = {}
+    found = {}
+    for layer in plans:
+        if not getattr(modules.get(layer.index), "is_kv_shared_layer", False):
+            last[layer.kind] = layer
+        if layer.kind in last:
+            found[layer.index] = last[layer.kind]
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_longctx.hf import hooks, mixers, rotary
 from hf_longctx.hf.attention import NAME, PLAN_VERSION, stored_plan
-from hf_longctx.hf.layers import attention_modules, device_of, plan_layers
+from hf_longctx.hf.layers import attention_modules, device_of, has_sinks, key_sources, plan_layers
 from hf_longctx.hf.round_trip import check_pattern, check_rope
 from hf_longctx.hf.undo import STEPS, Attributes, Hook, Implementation, Swap, Undo
 from hf_longctx.mamba.mamba2 import Mamba2
@@ -24,7 +24,7 @@ from hf_longctx.mamba.mamba2 import parse as parse_mamba
 from hf_longctx.patterns import Layers, Pattern, parse
 from hf_longctx.patterns.layers import ATTENTION_KINDS
 from hf_longctx.patterns.retention import most_kept
-from hf_longctx.plan import LayerPlan, check_own_windows
+from hf_longctx.plan import check_own_windows
 from hf_longctx.rope import Scaling
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def unpatch(model: Model, *, mamba: bool = True) -> Model:
     if original:
         rotary.restore(model, original)
     if model.config._attn_implementation == NAME:
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     delattr(model.config, "longctx")
     return model
 
@@ -298,7 +298,7 @@ def _check_attention(
             "this architecture is not supported by attention patterns; patch `rope` only"
         )
     plans = plan_layers(model, given, own_windows, mamba)
-    sources = _sources(plans, modules)
+    sources = key_sources(plans, modules)
     for layer in plans:
         if layer.index in mamba:
             continue
@@ -308,10 +308,10 @@ def _check_attention(
                 f"apply (only {', '.join(ATTENTION_KINDS)}): patch `rope` only"
             )
         module = modules[layer.index]
-        if getattr(module, "attn_logit_softcapping", None) or hasattr(module, "sinks"):
+        if getattr(module, "attn_logit_softcapping", None):
             raise ValueError(
-                f"layer {layer.index} of {name} has soft-capped scores or learned sinks, which patched attention does "
-                "not apply: patch `rope` only"
+                f"layer {layer.index} of {name} has soft-capped scores, which patched attention does not apply: patch "
+                "`rope` only"
             )
         if getattr(module, "is_causal", True) is False:
             raise ValueError(
@@ -326,23 +326,8 @@ def _check_attention(
         size = getattr(module, "head_dim", None) or getattr(module, "qk_head_dim", None)  # the latter DeepSeek's
         check_backend(
             layer.pattern, backend, device=device_of(model), dtype=model.dtype, head_dim=size,
-            value_dim=getattr(module, "v_head_dim", size),
+            value_dim=getattr(module, "v_head_dim", size), sinks=has_sinks(module),
         )  # fmt: skip
-
-
-def _sources(plans: Sequence[LayerPlan], modules: Mapping[int, Any]) -> dict[int, LayerPlan]:
-    """Of each layer the one whose keys and values it reads: its own, or those of the last of its kind that has some.
-
-    Gemma 3n and 4 have layers without any of their own.
-    """
-    last: dict[str, LayerPlan] = {}
-    found = {}
-    for layer in plans:
-        if not getattr(modules.get(layer.index), "is_kv_shared_layer", False):
-            last[layer.kind] = layer
-        if layer.kind in last:
-            found[layer.index] = last[layer.kind]
-    return found
 
 
 def _switch(model: Any) -> Implementation:
