@@ -2,9 +2,9 @@
 
 `choose_layers` says which layers to convert, and `plan` beforehand whether training fits a device. After training of
 your own on a patched model, `save_adapter` keeps its RoPE with the adapter (`load_adapter` insists on it), and
-`settle_rope` makes the RoPE the model's own before a whole model is saved. Everything else is
-reached by its module: `recipes` for the papers' settings, `corpus`, `packing` and `pose` for the data, `tiled_loss`
-for a loss that never holds all logits, `guards` for what stops a run that has gone wrong.
+`settle_rope` makes the RoPE the model's own before a whole model is saved. Everything else is reached by its module:
+`recipes` for the papers' settings, `corpus`, `packing` and `pose` for the data, `tiled_loss` for a loss that never
+holds all logits, `guards` for what stops a run that has gone wrong.
 """
 
 from __future__ import annotations
