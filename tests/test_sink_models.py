@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from transformers import DynamicCache
 
 import hf_longctx as lc
 from families import GROUPED, SINKS, WINDOW, build, dense, padding, tokens
 from fingerprint import fingerprint
+from hf_longctx.hf.eviction import most_columns
 from hf_longctx.patterns import Full, Heads, SlidingWindow, parse
 
 _KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -54,8 +56,8 @@ def positions(mask):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_are_those_of_the_stock_model(family, text):
     """Under the pattern as a dense mask, joined with each layer's own window; left padding; all parameters."""
-    if family == "mimo_v2_flash" and "heads" in text:
-        pytest.skip("its layers differ in key-value heads")
+    if family == "mimo_v2_flash" and "heads" in text:  # its layers differ in key-value heads
+        text = "0,2=window:4;1=full"
     ids, mask = tokens(2, 40), padding("left", 2, 40)
     how, real = {"attention_mask": mask, "position_ids": positions(mask)}, mask.bool()
     stock, model = make(family), lc.patch(make(family), attention=text)
@@ -95,6 +97,22 @@ def test_generate_is_the_same_with_and_without_a_cache(family, text):
     assert torch.equal(model.generate(ids, **how), slow)
     if text == "full":
         assert torch.equal(make(family).generate(ids, **how), slow)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_cache_drops_keys_and_changes_nothing(family):
+    """Fed in pieces; it holds the bytes that `describe` says."""
+    model, ids = lc.patch(make(family), attention="window:6+global:2"), tokens(2, 48)
+    expected = model(ids, use_cache=False).logits
+    cache, parts = DynamicCache(config=model.config), []
+    for start, stop in [(0, 20), *((i, i + 1) for i in range(20, 48))]:
+        parts.append(model(ids[:, start:stop], past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-4, rtol=1e-4)
+    assert all(layer.keys.shape[2] <= most_columns(parse("window:6+global:2")) for layer in cache.layers)
+    held = sum(t.nbytes for layer in cache.layers for t in layer._buffers if t.dtype == torch.float32)
+    slots = sum(t.nbytes for layer in cache.layers for t in layer._buffers if t.dtype != torch.float32)
+    assert held + 2 * slots == 2 * lc.describe(model).cache_bytes(48)
 
 
 @pytest.mark.parametrize("backend", ["flex", "flash"])
