@@ -51,4 +51,5 @@ def stored_numbers(config: Any, module: Any = None) -> int:
         return 0
     if getattr(module, "kv_lora_rank", None):
         return int(module.kv_lora_rank) + int(module.qk_rope_head_dim)
-    return 2 * kv_heads(config, module) * head_size(config, module)
+    size = head_size(config, module)
+    return kv_heads(config, module) * (size + int(getattr(module, "v_head_dim", None) or size))
