@@ -88,7 +88,9 @@ def saved_bytes(model, adapted, autocast: bool) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("family", "tune", "autocast"), pairwise([name for name in FAMILIES if name != "gpt_neox"], TUNES, (False, True))
+    ("family", "tune", "autocast"),
+    # The formula is for one MLP: of experts it counts each as if every token passed it.
+    pairwise([name for name in FAMILIES if name not in ("gpt_neox", "gpt_oss")], TUNES, (False, True)),
 )
 def test_a_layer_saves_what_the_formula_says(family, tune, autocast):
     model = build(family)

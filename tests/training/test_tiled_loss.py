@@ -97,3 +97,8 @@ def test_the_head_alone():
     with torch.no_grad():
         hidden = model.get_decoder()(ids).last_hidden_state
         assert torch.equal(head(model, hidden), model(ids).logits)
+
+
+def test_a_loss_with_another_part_is_refused():
+    with pytest.raises(ValueError, match="loss of its experts' router.*tile=False"):
+        tile_loss(build("gpt_oss", output_router_logits=True))

@@ -34,9 +34,15 @@ def tile_loss(model: Any, *, rows: int | None = None) -> None:
         rows: rows of a tile; the default gives a tile 128 MiB of float32 logits.
 
     Raises:
-        ValueError: a model without a decoder of its own under its head, or one tiled already.
+        ValueError: a model without a decoder of its own under its head, or one tiled already, or one whose loss has
+            another part.
     """
     _decoder_name(model)
+    if getattr(model.config, "output_router_logits", False):
+        raise ValueError(
+            f"{type(model).__name__} adds a loss of its experts' router, which a loss in tiles has not: set "
+            "model.config.output_router_logits = False, or train it with tile=False"
+        )
     if _TILED in vars(model):
         raise ValueError(f"the loss of {type(model).__name__} is tiled already: call untile_loss(model) first")
     setattr(model, _TILED, rows or tile_rows(model.get_output_embeddings().weight.shape[0]))
@@ -121,9 +127,9 @@ class _Decoded(nn.Module):
         self.hidden = hidden
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPast
+        from transformers.modeling_outputs import MoeModelOutputWithPast
 
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)  # models without experts read a part of it
 
 
 @contextmanager
