@@ -205,8 +205,7 @@ def test_sinks_are_not_scaled(scale):
     weights = torch.cat([scores, tensors[3][:, None, None].expand(1, 4, 300, 1)], -1).softmax(-1)[..., :-1]
     assert error(exact, weights @ tensors[2].repeat_interleave(2, 1)) < 5e-6
     for backend in BACKENDS:
-        again = run(tensors, "window:16", "reference", scale=scale)
-        agree(tensors, run(tensors, "window:16", backend, scale=scale), again)
+        agree(tensors, *(run(tensors, "window:16", b, scale=scale) for b in (backend, "reference")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -325,11 +324,11 @@ def away(tensors):
 def test_through_the_cuda_kernels(pattern, backend, monkeypatch):
     """Every tensor made where the queries are, with padding on the left."""
     monkeypatch.setattr(kernels, "missing", lambda *_: None)
-    tensors, where = inputs(rows=60, keys=90, size=12), {"valid": torch.arange(90)[None] >= 7}
-    exact = run(tensors, pattern, "reference", **where)
+    tensors, valid = inputs(rows=60, keys=90, size=12), torch.arange(90)[None] >= 7
+    exact = run(tensors, pattern, "reference", valid=valid)
     with FarDevice():
         q, k, v, sinks = far = away(tensors)
-        layout = Layout.of(60, 90, valid=where["valid"].to(FAR))
+        layout = Layout.of(60, 90, valid=valid.to(FAR))
         out = backends.ATTEND[backend](q, k, v, pattern, layout, scale=12**-0.5, sinks=sinks)
         assert isinstance(out, Far)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(FAR)
