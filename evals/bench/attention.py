@@ -156,11 +156,11 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
         for heads in (QUERY_HEADS, KV_HEADS, KV_HEADS)
     )
     few = peers.few_heads(q, k, v)
-    times = q.shape[1] // few[0].shape[1]
     runs: Runs = {"causal": peers.causal(*few)}
     left_out: dict[str, dict[str, str]] = {text: {} for text in texts}
+    given_to = {text: few if text == "full" else (q, k, v) for text in texts}
     for text in texts:
-        pattern, inputs = parse(text), few if text == "full" else (q, k, v)
+        pattern, inputs = parse(text), given_to[text]
         runs[text] = lambda pattern=pattern, inputs=inputs: attend(*inputs, pattern, backend="tiled")
         for backend in ("dense", "flex", "flash") if args.device == "cuda" else ():
             try:
@@ -173,12 +173,12 @@ def measure(length: int, mode: str, texts: list[str], args: argparse.Namespace) 
     warm = length <= WARMED or args.device == "cuda"
     taken = rounds(runs, args.repeats, clock=args.clock, backward=backward, warm=warm, seconds=args.seconds)
     median = {name: statistics.median(each) for name, each in taken.items()}
-    base = median["causal"] * times
+    base = median["causal"] * (QUERY_HEADS // few[0].shape[1])
     dense = masked_seconds(q, k, v, backward, args)
     no_mask = {} if dense else {"masked": "--no-masked" if args.no_masked else peers.TOO_LARGE}
     for text in texts:
-        pattern, inputs = parse(text), few if text == "full" else (q, k, v)
-        seconds = median[text] * (times if text == "full" else 1)
+        pattern, inputs = parse(text), given_to[text]
+        seconds = median[text] * (QUERY_HEADS // inputs[0].shape[1])
         given = sum(x.numel() * x.element_size() for x in (*inputs, inputs[0])) * (2 if backward else 1)
         pairs = pattern.count(length) / Full().count(length)
         share = 0.08 if "random" in str(pattern) or "strided" in str(pattern) else 0.05
