@@ -123,31 +123,31 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, **h
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, **hub)
 
 
-def is_adapter(folder: str | Path, hub: dict[str, Any]) -> bool:
-    """Whether there is an adapter and no model: one in a model's own folder is transformers' matter.
+def alone(folder: str | Path, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """The `adapter_config.json` of an adapter without a model: one in a model's own folder is transformers' matter.
 
     Args:
         folder: of an adapter, or its hub id.
         hub: how huggingface_hub reaches it.
     """
-    return not (Path(folder) / "config.json").is_file() and isinstance(_document(folder, hub), dict)
+    document = "" if (Path(folder) / "config.json").is_file() else _document(folder, hub)
+    return None if isinstance(document, str) else document
 
 
-def with_base(folder: str | Path, hub: dict[str, Any], **kwargs: Any) -> Any:
+def with_base(folder: str | Path, document: dict[str, Any], hub: dict[str, Any], **kwargs: Any) -> Any:
     """The base model that an adapter names, with the adapter.
 
     One that carries its RoPE is merged into a base that is patched so; any other stays an adapter on its base.
 
     Args:
         folder: of an adapter, or its hub id.
-        hub: how huggingface_hub reaches the adapter.
+        document: what `alone` says of it.
+        hub: how huggingface_hub reaches it.
         **kwargs: passed to `AutoModelForCausalLM.from_pretrained` for the base.
     """
     from hf_longctx.hf.patching import patch
     from hf_longctx.hf.saving import from_pretrained
 
-    document = _document(folder, hub)
-    assert not isinstance(document, str)
     base, carried = document["base_model_name_or_path"], _carried(document, folder)
     if carried and carried.get("loaded_as") == DEMO and has_demo():
         logger.info(

@@ -45,9 +45,9 @@ def from_pretrained(path: str, **kwargs: Any) -> Any:
 
     hub = {k: kwargs[k] for k in _HUB if k in kwargs}
     shared = {k: v for k, v in hub.items() if k in _ADAPTER}
-    if adapters.is_adapter(path, shared):
+    if (document := adapters.alone(path, shared)) is not None:
         kwargs.pop("revision", None)  # of the adapter, not of the base that it names
-        return adapters.with_base(path, shared, **kwargs)
+        return adapters.with_base(path, document, shared, **kwargs)
     config, kwargs = _config(path, hub, kwargs)
     if not getattr(config, "longctx", None):
         return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
