@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_longctx.compiling import eager
 from hf_longctx.hf.layer_sizes import kv_heads, layer_config
-from hf_longctx.hf.places import Places, made_for, running_cache
+from hf_longctx.hf.places import OWN_MASK, Places, made_for, running_cache
 from hf_longctx.hf.round_trip import same
 from hf_longctx.hf.windows import own_window
 from hf_longctx.patterns import Heads, Layers, Pattern, parse
@@ -141,8 +141,7 @@ def longctx_attention(
     sliding_window = own_window(module) or sliding_window
     stored = stored_plan(module.config)
     index = int(module.layer_idx)  # type: ignore[arg-type]
-    heads = kv_heads(layer_config(module.config, index), module)
-    key_of = shape_key(module.config, sliding_window, heads)
+    key_of = shape_key(module.config, sliding_window, key.shape[1])
     layer = layer_plan(stored["attention"], stored["own_windows"], index, key_of)
     if layer.kind == STATE_KIND and not getattr(module, TEACHER, False):
         raise ValueError(
@@ -152,11 +151,13 @@ def longctx_attention(
     if query.is_meta:
         return outline(query, key, value, s_aux).transpose(1, 2), None
     places = Places.of(attention_mask, module.config)  # type: ignore[arg-type]
-    if isinstance(layer.pattern, Heads) and len(layer.pattern.entries) != key.shape[1]:
-        raise ValueError(
-            f"layer {index} has {key.shape[1]} heads of keys where its config speaks of {heads}, so which pattern "
-            f"belongs to which is not known: give one for all heads in place of {layer.given}"
-        )
+    if isinstance(layer.pattern, Heads):
+        heads = kv_heads(layer_config(module.config, index), module)
+        if heads != key.shape[1]:
+            raise ValueError(
+                f"layer {index} has {key.shape[1]} heads of keys where its config speaks of {heads}, so which pattern "
+                f"belongs to which is not known: give one for all heads in place of {layer.given}"
+            )
     dropping, slots = _dropping(key, module.config, layer)
     positions = places.table if dropping is None else dropping.positions(places, slots)
     live = positions.shape[-1]
@@ -316,7 +317,4 @@ def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs
         raise ValueError(f"{name} is not causal: attention patterns are for causal language models only")
     if mask is None or mask.dtype != torch.int64 or mask.ndim != 4 or mask.shape[2] != 1:
         what = "no mask" if mask is None else f"a {mask.dtype} mask of shape {tuple(mask.shape)}"
-        raise ValueError(
-            f"{name} was given {what}: patched attention builds its own, so pass a 2-D attention_mask (1 for real "
-            "tokens) or none, not a 4-D one"
-        )
+        raise ValueError(f"{name} was given {what}: {OWN_MASK}")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hf_longctx.hf.attention import shape_key
 from hf_longctx.hf.layer_sizes import kv_heads, layer_config
+from hf_longctx.hf.loading import default_device
 from hf_longctx.hf.windows import own_window
 from hf_longctx.patterns import Layers, Pattern
 from hf_longctx.plan import LayerPlan, ModelShape, kinds_of, resolve
@@ -25,11 +25,13 @@ def plan_layers(
         own_windows: likewise.
         mamba: layers that are to be Mamba layers; None reads the plan that the model carries.
     """
+    from hf_longctx.hf.mixers import mamba_layers
+
     modules = attention_modules(model)
     every = range(int(model.config.num_hidden_layers))
     heads = tuple(kv_heads(layer_config(model.config, i), modules.get(i)) for i in every)
-    _, kinds, _, _, carried = shape_key(model.config, None, 1)
-    mamba = carried if mamba is None else mamba
+    kinds = tuple(getattr(model.config, "layer_types", None) or ())
+    mamba = mamba_layers(model.config) if mamba is None else mamba
     windows = tuple(own_window(modules[i]) if i in modules and i not in mamba else None for i in every)
     shape = ModelShape(kinds_of(kinds, windows, mamba), windows, max(heads), heads)
     return resolve(attention, shape, own_windows)
@@ -48,7 +50,7 @@ def device_of(model: Any) -> torch.device:
     """Where a model computes; one without memory as it would here."""
     if model.device.type != "meta":
         return model.device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return default_device()
 
 
 def has_sinks(module: Any) -> bool:

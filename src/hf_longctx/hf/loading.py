@@ -190,11 +190,18 @@ def _check_dtype(dtype: str | torch.dtype | None) -> None:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}, or auto")
 
 
+def default_device() -> torch.device:
+    """Where a model is loaded to unless a device is named: CUDA where there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     import torch
 
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(device) if device else default_device()
     except RuntimeError:
         raise ValueError(
             f"device is {device!r}: it must be cpu, or cuda, perhaps with a number such as cuda:1"

@@ -20,6 +20,8 @@ from hf_longctx.attention.layout import Layout
 from hf_longctx.attention.recent import Remembers
 from hf_longctx.hf.documents import documents
 
+#: What to do instead of giving a mask of one's own.
+OWN_MASK = "patched attention builds its own, so pass a 2-D attention_mask (1 for real tokens) or none, not a 4-D one"
 #: The mask of a running forward -> its version, and its places. It holds neither the mask nor a view of it.
 _KNOWN = WeakTensorKeyDictionary()
 
@@ -136,10 +138,7 @@ def _check_positions(mask: Tensor) -> None:
     real = mask >= 0
     first = mask.masked_fill(~real, torch.iinfo(mask.dtype).max).amin(-1, keepdim=True)
     if not bool((torch.where(real, first + real.cumsum(-1) - 1, -1) == mask).all()):
-        raise ValueError(
-            f"attention_mask is a {mask.dtype} mask of shape {tuple(mask.shape)}: patched attention builds its own, "
-            "so pass a 2-D attention_mask (1 for real tokens) or none, not a 4-D one"
-        )
+        raise ValueError(f"attention_mask is a {mask.dtype} mask of shape {tuple(mask.shape)}: {OWN_MASK}")
 
 
 def made_for(mask: Tensor, config: Any, host: Tensor | None = None) -> Tensor:

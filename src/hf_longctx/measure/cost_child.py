@@ -66,11 +66,11 @@ def measure(task: Task) -> dict[str, Any]:
     Raises:
         ValueError: a model or definition that cannot work.
     """
-    from hf_longctx.hf.loading import load_weights
+    from hf_longctx.hf.loading import default_device, load_weights
 
     from .variants import Variant
 
-    device = torch.device(task.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(task.device) if task.device else default_device()
     try:
         with limited(device, task.memory):
             model = load_weights(task.model, dtype=task.dtype, device=device)
